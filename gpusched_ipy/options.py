@@ -1,0 +1,208 @@
+"""The options of a submit, defined once for magic, terminal and Python. It only parses.
+
+:func:`add_job_options` puts them on any argument parser; :func:`job_fields` gives what was parsed
+under the names that ``Queue.submit`` takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, NoReturn
+
+from gpusched_ipy.config import parse_bytes, parse_seconds
+from gpusched_ipy.errors import UserError
+from gpusched_ipy.job import MAX_NAME_BYTES, PRIORITY_RANGE
+
+_NAME = re.compile(r"\S(.*\S)?", re.DOTALL)
+
+
+class OptionParser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one-line :class:`UserError` s, in a cell as well."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the complaint instead of leaving the process."""
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """``--help`` ends here: not with the process, which may be a kernel."""
+        raise HelpShown(status)
+
+
+class HelpShown(Exception):  # noqa: N818 - not an error: help was asked for and given
+    """Help was printed; nothing else is to be done."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option: its flags, how it is parsed, its help."""
+
+    flags: tuple[str, ...]
+    parse: Callable[[str], Any] | None  # None: a switch
+    help: str
+    metavar: str | None = None
+    repeated: bool = False
+
+    @property
+    def dest(self) -> str:
+        """The name of the parsed value."""
+        return self.flags[-1].lstrip("-").replace("-", "_")
+
+
+def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """argparse shows the message of an ArgumentTypeError; ours are UserErrors."""
+
+    def call(text: str) -> Any:
+        try:
+            return parse(text)
+        except UserError as exc:
+            raise argparse.ArgumentTypeError(str(exc)) from None
+
+    return call
+
+
+def parse_priority(text: object) -> int:
+    """A whole number from −1000 to 1000; higher runs first.
+
+    Raises:
+        UserError: it is not one.
+    """
+    low, high = PRIORITY_RANGE
+    try:
+        value = int(str(text))
+    except ValueError:
+        value = high + 1
+    if not low <= value <= high:
+        raise UserError(
+            f"priority {text!s} is not a whole number from {low} to {high} (higher runs first)"
+        )
+    return value
+
+
+def parse_gpus(text: object) -> int:
+    """How many GPUs: 1 or more.
+
+    Raises:
+        UserError: it is not such a number.
+    """
+    try:
+        value = int(str(text))
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise UserError(f"--gpus {text!s} is not a number of GPUs; write 1 or more")
+    return value
+
+
+def parse_name(text: object) -> str:
+    """A name for people.
+
+    Raises:
+        UserError: it is empty or longer than 256 bytes.
+    """
+    name = str(text)
+    size = len(name.encode("utf-8", "surrogateescape"))
+    if not _NAME.fullmatch(name):
+        raise UserError("a name must not be empty or begin or end with a blank")
+    if size > MAX_NAME_BYTES:
+        raise UserError(f"the name has {size} bytes; at most {MAX_NAME_BYTES} are kept")
+    return name
+
+
+def parse_begin(text: object, *, now: datetime | None = None) -> float:
+    """The wall-clock time (s) of ``22:00`` (the next one), ``+2h`` or ``2026-11-22T22:00``.
+
+    Raises:
+        UserError: it is no such time.
+    """
+    now = now or datetime.now().astimezone()
+    raw = str(text).strip()
+    if raw.startswith("+"):
+        return now.timestamp() + parse_seconds(raw[1:])
+    try:
+        clock = datetime.strptime(raw, "%H:%M").time()  # noqa: DTZ007 - combined with a zone below
+    except ValueError:
+        clock = None
+    try:
+        when = datetime.fromisoformat(raw) if clock is None else datetime.combine(now, clock)
+    except ValueError:
+        raise UserError(
+            f"{raw} is not a begin time; write 22:00, +2h or 2026-11-22T22:00"
+        ) from None
+    when = when.replace(tzinfo=when.tzinfo or now.tzinfo)
+    if clock is not None and when <= now:
+        when += timedelta(days=1)
+    return when.timestamp()
+
+
+def parse_label(text: object) -> tuple[str, str]:
+    """``KEY=VALUE`` as a pair.
+
+    Raises:
+        UserError: it has no ``=`` or an empty key.
+    """
+    key, found, value = str(text).partition("=")
+    if not found or not key.strip():
+        raise UserError(f"--label {text!s} is not of the form KEY=VALUE")
+    return key.strip(), value
+
+
+def parse_references(text: object) -> tuple[str, ...]:
+    """The jobs named in ``12,14-16,prep*``: ids, ranges of ids, names and patterns, still as text.
+
+    Raises:
+        UserError: nothing is named.
+    """
+    names = tuple(part.strip() for part in str(text).split(",") if part.strip())
+    if not names:
+        raise UserError(f"{text!s} names no job; write an id or a name, for example 12,prep")
+    return names
+
+
+JOB_OPTIONS: tuple[Option, ...] = (
+    Option(
+        ("-p", "--priority"), parse_priority, "higher runs first; -1000 ... 1000, default 0", "N"
+    ),
+    Option(("-n", "--name"), parse_name, "a name, for lists and for --after", "NAME"),
+    Option(("--gpus",), parse_gpus, "how many GPUs (default 1)", "N"),
+    Option(
+        ("--mem",), parse_bytes, "memory per GPU, e.g. 8G: jobs that say it may share a GPU", "SIZE"
+    ),
+    Option(("--on-gpu",), str, "only on that GPU: name, UUID, index or MIG profile", "GPU"),
+    Option(("--after",), parse_references, "only after these jobs have completed", "JOB,…"),
+    Option(
+        ("--after-any",), parse_references, "only after these jobs have ended, however", "JOB,…"
+    ),
+    Option(("--begin",), parse_begin, "not before 22:00, +2h or 2026-11-22T22:00", "T"),
+    Option(("--time",), parse_seconds, "walltime, e.g. 2h: the job is ended when it is over", "D"),
+    Option(("--hold",), None, "queue it held: it waits until it is released"),
+    Option(("--label",), parse_label, "a label; may be given several times", "K=V", repeated=True),
+)
+
+
+def add_job_options(parser: argparse.ArgumentParser) -> None:
+    """Put every option of a submit on ``parser``."""
+    for option in JOB_OPTIONS:
+        if option.parse is None:
+            parser.add_argument(*option.flags, action="store_true", help=option.help)
+        else:
+            parser.add_argument(
+                *option.flags,
+                type=_checked(option.parse),
+                action="append" if option.repeated else "store",
+                metavar=option.metavar,
+                help=option.help,
+            )
+
+
+def job_fields(parsed: argparse.Namespace) -> dict[str, Any]:
+    """What was given, under the names that ``Queue.submit`` takes; what was not given is absent."""
+    given = {option.dest: getattr(parsed, option.dest) for option in JOB_OPTIONS}
+    return {name: value for name, value in given.items() if value not in (None, False)}
