@@ -1,0 +1,230 @@
+"""Readings as the processes of one user share them: a small file, replaced atomically.
+
+N notebooks cost one. Whoever reads the GPUs publishes; whoever is due looks at the file first and
+reads for itself only when nothing there meets its demand. The rules, in this order:
+
+1. A published reading that is young and detailed enough is adopted (never one with a problem).
+2. Who holds the flock on ``sampler.lock`` reads. It is taken when one is due, kept while one wants
+   readings, and free the moment its holder dies: the next one that is due goes on.
+3. Everybody else waits for what the last publisher promised, and a little longer; when nothing
+   promised meets the demand, or the promise is broken, it reads for itself, and publishes.
+
+So the lock only decides between equals: a hung or slower holder stops nobody. The file holds raw
+readings: what belongs to one process (allocations, quiet windows) is added by each for itself. It
+is never trusted further than a stranger's text: what does not parse is as good as absent.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import math
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from gpusched_ipy.backends import Detail
+from gpusched_ipy.config import Clock, Settings
+from gpusched_ipy.snapshot import Snapshot, from_record, to_record
+
+_log = logging.getLogger(__name__)
+
+SCHEMA = 1
+# Two boots of one machine differ by more than this in (wall clock - monotonic clock).
+BOOT_TOLERANCE_S = 5.0
+NEVER = math.inf
+JobLoad = tuple[float | None, int | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One reading with what others need to judge it."""
+
+    snapshot: Snapshot
+    detail: Detail
+    explanation: str  # which backend, and why not the better ones
+    loads: Mapping[str, JobLoad] = field(default_factory=dict)  # what a job of ours adds (the fake)
+    # For each detail the monotonic time at which its reader means to read again; NEVER: no promise.
+    promises: tuple[float, ...] = (NEVER,) * len(Detail)
+    by: str = ""  # the publisher
+
+
+def fingerprint(settings: Settings) -> str:
+    """What two processes must have in common for a reading of one to be true for the other.
+
+    Besides the choice of the backend: the host, the pid namespace (pids are listed) and the GPUs
+    that a container was given.
+    """
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        namespace = 0  # no pid namespaces on this system
+    parts = (
+        SCHEMA,
+        settings.backend,
+        str(settings.fake.absolute()) if settings.fake else None,
+        settings.nvidia_smi,
+        socket.gethostname(),
+        namespace,
+        os.environ.get("NVIDIA_VISIBLE_DEVICES"),
+    )
+    return json.dumps(parts)
+
+
+class SharedReadings:
+    """The file and the lock, as one process uses them. Called from one thread at a time.
+
+    Args:
+        folder: the private state directory; made (0700) when it is missing.
+        settings: name the backend whose readings are looked for.
+        clock: judges which boot a reading belongs to.
+    """
+
+    def __init__(self, folder: Path, settings: Settings, clock: Clock) -> None:
+        self.path = folder / "readings.json"
+        self.lock_path = folder / "sampler.lock"
+        self.problem: str | None = None  # why nothing is shared, for `gpusched doctor`
+        self.me = uuid4().hex
+        self._clock = clock
+        self._mark = fingerprint(settings)
+        self._lock: int | None = None
+        self._stamp: tuple[int, int, int] | None = None
+        self._found: Reading | None = None
+        self._foreign_until = -NEVER  # until then the file belongs to another configuration
+
+    @property
+    def owner(self) -> bool:
+        """Whether this process holds the lock."""
+        return self._lock is not None
+
+    def newest(self) -> Reading | None:
+        """The reading that the file holds; None when there is none for us. Costs a stat."""
+        try:
+            status = os.stat(self.path)
+            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if stamp != self._stamp:
+                text = self.path.read_text(encoding="utf-8")
+                self._stamp, self._found = stamp, self._parse(text)
+        except FileNotFoundError:
+            self._stamp, self._found = None, None
+        except OSError as exc:
+            self._fault(exc)
+            return None
+        return self._found if self._found and self._of_this_boot(self._found.snapshot) else None
+
+    def take_lock(self) -> bool:
+        """Whether the lock is ours; takes it when it is free, never waits for it."""
+        if self._lock is not None:
+            return True
+        try:
+            self.lock_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            self._fault(exc)
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            os.close(lock)
+            if not isinstance(exc, BlockingIOError):
+                self._fault(exc)
+            return False
+        self._lock = lock
+        self._sweep()
+        return True
+
+    def drop_lock(self) -> None:
+        """Let the next one have the lock. Only closes: a fork's child must never unlock it."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
+
+    def publish(self, reading: Reading) -> None:
+        """Show ``reading`` to the others; not over a newer one or another configuration's."""
+        found = self.newest()
+        now = self._clock.now().mono
+        newer = found is not None and found.snapshot.taken_mono > reading.snapshot.taken_mono
+        if newer or now < self._foreign_until:
+            return
+        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        try:
+            draft.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            text = json.dumps(self._record(reading), separators=(",", ":"))
+            handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                status = os.fstat(handle)
+            os.replace(draft, self.path)
+        except OSError as exc:
+            self._fault(exc)
+            return
+        self.problem = None
+        # The file is ours now; a stat that still shows this inode needs no reading back.
+        self._stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+        self._found = reading
+
+    def _record(self, reading: Reading) -> dict[str, Any]:
+        return {
+            "mark": self._mark,
+            "by": reading.by,
+            "detail": int(reading.detail),
+            "explanation": reading.explanation,
+            "loads": {uuid: list(load) for uuid, load in reading.loads.items()},
+            "promises": [None if at == NEVER else at for at in reading.promises],
+            "snapshot": to_record(reading.snapshot),
+        }
+
+    def _parse(self, text: str) -> Reading | None:
+        try:
+            record = json.loads(text)
+            promises = tuple(NEVER if at is None else float(at) for at in record["promises"])
+            snapshot = from_record(record["snapshot"])
+            if record["mark"] != self._mark:
+                self._make_way(snapshot, promises)
+                return None
+            return Reading(
+                snapshot=snapshot,
+                detail=Detail(record["detail"]),
+                explanation=str(record["explanation"]),
+                loads={uuid: (load[0], load[1]) for uuid, load in record["loads"].items()},
+                promises=promises if len(promises) == len(Detail) else (NEVER,) * len(Detail),
+                by=str(record["by"]),
+            )
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as exc:
+            # A newer member may write another form; then each reads for itself.
+            _log.debug("%s is no reading for this version: %s", self.path, exc)
+            return None
+
+    def _make_way(self, snapshot: Snapshot, promises: tuple[float, ...]) -> None:
+        """Members of another configuration were first: leave them the file while they go on."""
+        planned = min(promises, default=NEVER)
+        lasting = planned != NEVER and self._of_this_boot(snapshot)
+        period = max(0.0, planned - snapshot.taken_mono)
+        self._foreign_until = snapshot.taken_mono + 3 * period if lasting else -NEVER
+
+    def _of_this_boot(self, snapshot: Snapshot) -> bool:
+        """A monotonic time says nothing after a restart or a suspend; both clocks together do."""
+        now = self._clock.now()
+        drift = (now.wall - now.mono) - (snapshot.taken_at - snapshot.taken_mono)
+        return abs(drift) < BOOT_TOLERANCE_S and snapshot.taken_mono <= now.mono + 1.0
+
+    def _sweep(self) -> None:
+        """Drafts of publishers that were killed between writing and renaming."""
+        limit = self._clock.now().wall - 60
+        for draft in self.path.parent.glob(f"{self.path.name}.*.tmp"):
+            with suppress(FileNotFoundError):  # its writer was alive after all and renamed it
+                if draft.stat().st_mtime < limit:
+                    draft.unlink()
+
+    def _fault(self, exc: OSError) -> None:
+        problem = f"readings are not shared: {exc.strerror or exc} ({exc.filename or self.path})"
+        if problem != self.problem:
+            _log.warning("%s", problem)
+        self.problem = problem

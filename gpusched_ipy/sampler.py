@@ -1,0 +1,185 @@
+"""The part of the monitor that reads: choose the backend, read it or adopt what another has read.
+
+Everything here runs in the one sampler thread of a process and may hang when the driver hangs; it
+holds no lock that a caller could wait for. It keeps no history and decides nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from gpusched_ipy.backends import Backend, Detail, Detected
+from gpusched_ipy.config import Clock, Instant, Settings
+from gpusched_ipy.errors import GpuSchedError
+from gpusched_ipy.readings import NEVER, JobLoad, Reading, SharedReadings
+from gpusched_ipy.snapshot import Snapshot
+
+_log = logging.getLogger(__name__)
+
+RETRY_S = 30.0  # between two attempts to find a backend on a machine that had none
+SLOW_READ_S = 1.0  # a slower reading is dated by its beginning
+GRACE_S = 0.5  # at least so long a promise of another process is waited for
+
+Chooser = Callable[[Settings, Clock], Detected]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What is due: a reading of at least this detail, and how others may serve it."""
+
+    detail: Detail
+    period_s: float  # how often it is wanted
+    last_mono: float  # when it was last read or adopted
+    periods: tuple[float, ...]  # for each detail; NEVER where nobody wants it
+    lasts: tuple[float, ...]
+    own: bool = False  # True: nothing but a reading of our own, now
+
+    def promises(self, taken_mono: float, detail: Detail) -> tuple[float, ...]:
+        """When a reading of each detail follows one of ``detail`` at ``taken_mono``."""
+        nexts = [
+            NEVER
+            if period == NEVER
+            else max(taken_mono, taken_mono + period if rank <= detail else last + period)
+            for rank, (period, last) in enumerate(zip(self.periods, self.lasts, strict=True))
+        ]
+        return tuple(min(nexts[rank:]) for rank in range(len(nexts)))
+
+
+def no_reading(now: Instant, problem: str, backend: str = "none", source: str = "") -> Snapshot:
+    """A reading that failed."""
+    return Snapshot(
+        backend=backend, source=source, taken_at=now.wall, taken_mono=now.mono, problem=problem
+    )
+
+
+class Source:
+    """The backend of one sampler thread: chosen at its first reading, called by that thread alone.
+
+    Attributes:
+        busy_since: since when (monotonic, s) the driver has been asked and not answered; None
+            between two readings. Any thread may look at it.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock, choose: Chooser) -> None:
+        self.busy_since: float | None = None
+        self._settings = settings
+        self._clock = clock
+        self._choose = choose
+        self._detected: Detected | None = None
+        self._explanation = ""
+        self._retry_mono = -NEVER
+
+    def read(self, detail: Detail) -> Reading:
+        """A reading of the real backend; whatever goes wrong is its ``problem``."""
+        began = self._clock.now()
+        self.busy_since = began.mono
+        loads: dict[str, JobLoad] = {}
+        try:
+            backend = self._backend(began)
+            if backend is None:
+                snapshot = no_reading(began, self._explanation)
+            else:
+                snapshot = self._dated(backend.read(detail), began)
+                loads = _job_loads(backend, snapshot)
+        except Exception as exc:  # noqa: BLE001 - a faulty backend must not end the sampler; shown
+            text = str(exc) if isinstance(exc, GpuSchedError) else f"{type(exc).__name__}: {exc}"
+            _log.debug("a reading failed", exc_info=exc)
+            snapshot = no_reading(began, f"the reading failed: {text}")
+        finally:
+            self.busy_since = None
+        return Reading(snapshot=snapshot, detail=detail, explanation=self._explanation, loads=loads)
+
+    def close(self) -> None:
+        """Let go of the driver; the next reading opens it again."""
+        if self._detected and self._detected.backend:
+            self._detected.backend.close()
+
+    def _backend(self, now: Instant) -> Backend | None:
+        missing = self._detected is None or self._detected.backend is None
+        if missing and now.mono >= self._retry_mono:
+            self._detected = self._choose(self._settings, self._clock)
+            self._explanation = self._detected.explanation
+            self._retry_mono = now.mono + RETRY_S
+        return self._detected.backend if self._detected else None
+
+    def _dated(self, snapshot: Snapshot, began: Instant) -> Snapshot:
+        """What the reading cost; after a hang its date is its beginning: never old data as new."""
+        took = self._clock.now().mono - began.mono
+        if took > SLOW_READ_S and snapshot.taken_mono > began.mono:
+            snapshot = replace(snapshot, taken_at=began.wall, taken_mono=began.mono)
+        return snapshot if snapshot.read_s is not None else replace(snapshot, read_s=took)
+
+
+def _job_loads(backend: Backend, snapshot: Snapshot) -> dict[str, JobLoad]:
+    job_load: Callable[[str], JobLoad] | None = getattr(backend, "job_load", None)
+    if job_load is None:
+        return {}
+    loads = {gpu.uuid: job_load(gpu.uuid) for gpu in snapshot.gpus}
+    return {uuid: load for uuid, load in loads.items() if load != (None, None)}
+
+
+class Sampler:
+    """Gives a reading for each need: adopted from the shared file where possible, else read.
+
+    Attributes:
+        look_again: before that time (monotonic) there is nothing to do about what is due.
+        lag_s: how much later than its own plan this process comes, so that it finds what the
+            process that reads has just published.
+    """
+
+    def __init__(self, source: Source, shared: SharedReadings | None, clock: Clock) -> None:
+        self.source = source
+        self.shared = shared
+        self.look_again = -NEVER
+        self.lag_s = 0.0
+        self._clock = clock
+
+    def take(self, need: Need) -> Reading | None:
+        """A reading; None while it is better to wait for another process (see ``look_again``)."""
+        shared = self.shared
+        if need.own or shared is None:
+            return self._read(need)
+        now = self._clock.now().mono
+        found = shared.newest()
+        if found is not None and self._serves(found, need, now):
+            self.lag_s = min(0.1, max(0.01, need.period_s / 20))
+            return found
+        if not shared.take_lock() and found is not None and self._promised(found, need, now):
+            self.look_again = now + min(0.1, max(0.01, need.period_s / 20))
+            return None
+        return self._read(need)
+
+    def rest(self) -> None:
+        """Nobody wants anything: let another process have the lock."""
+        if self.shared is not None:
+            self.shared.drop_lock()
+
+    def _read(self, need: Need) -> Reading:
+        reading = self.source.read(need.detail)
+        self.lag_s = 0.0
+        if self.shared is None:
+            return reading
+        if reading.snapshot.problem is None:  # a promise of more failures would keep others waiting
+            taken = reading.snapshot.taken_mono
+            reading = replace(reading, promises=need.promises(taken, need.detail))
+        reading = replace(reading, by=self.shared.me)
+        self.shared.publish(reading)
+        return reading
+
+    def _serves(self, found: Reading, need: Need, now: float) -> bool:
+        taken = found.snapshot.taken_mono
+        return (
+            found.snapshot.problem is None
+            and found.detail >= need.detail
+            and taken > need.last_mono
+            and now - taken < 0.9 * need.period_s
+        )
+
+    def _promised(self, found: Reading, need: Need, now: float) -> bool:
+        """Whether another process has said it reads about now, and is not overdue."""
+        at = found.promises[need.detail]
+        mine = self.shared is not None and found.by == self.shared.me
+        late = at + max(GRACE_S, need.period_s)
+        return not mine and at <= now + 0.1 * need.period_s and now < late
