@@ -1,0 +1,158 @@
+"""A job and a reading as JSON for other programs: the promise of ``docs/schemas``. Pure.
+
+Every key is always present, what is unknown is null, times are ISO 8601 with their zone, ratios are
+0-1.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from gpusched_ipy.config import Instant
+from gpusched_ipy.job import Job, JobState
+from gpusched_ipy.snapshot import Gpu, Snapshot
+
+
+def iso(wall: float | None) -> str | None:
+    """A wall clock time (s since the epoch) as ISO 8601 with its zone (UTC)."""
+    if wall is None:
+        return None
+    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds")
+
+
+def effective_priority(job: Job, now: Instant, aging_s: float) -> float:
+    """The priority after aging: one step more per ``aging_s`` seconds of waiting."""
+    if job.state is not JobState.PENDING or job.held:
+        return float(job.priority)
+    return job.priority + max(0.0, now.mono - job.queued_mono) / aging_s
+
+
+def job_json(
+    job: Job,
+    now: Instant,
+    *,
+    aging_s: float = 600.0,
+    effective: float | None = None,
+    expected_start: float | None = None,
+    log: str | None = None,
+) -> dict[str, Any]:
+    """A job as other programs get it; every key is always present.
+
+    Args:
+        job: the job.
+        now: for spans that still run.
+        aging_s: the setting, for the effective priority.
+        effective: the effective priority where the caller knows it better.
+        expected_start: wall clock (s), where it is known.
+        log: the path of its log.
+    """
+    spec, request = job.spec, asdict(job.request)
+    request["begin_at"] = iso(job.request.begin_at)
+    if effective is None:
+        effective = effective_priority(job, now, aging_s)
+    return {
+        "id": job.id,
+        "uid": spec.uid,
+        "name": job.name,
+        "kind": str(job.kind),
+        "engine": spec.engine,
+        "array": asdict(spec.array) if spec.array else None,
+        "labels": dict(spec.labels),
+        "after": [*job.request.after, *job.request.after_any],
+        "state": str(job.state),
+        "held": job.held,
+        "priority": job.priority,
+        "effective_priority": round(effective, 3),
+        "reason": why_it_waits(job),
+        "gpus": list(job.gpus),
+        "request": {key: _plain(value) for key, value in request.items()},
+        "argv": None if spec.argv is None else list(spec.argv),
+        "cwd": spec.cwd,
+        "owner": spec.owner,
+        "submitted_at": iso(job.submitted_at),
+        "started_at": iso(job.started_at),
+        "ended_at": iso(job.ended_at),
+        "wait_s": _wait_s(job, now),
+        "run_s": _run_s(job, now),
+        "exit_code": job.exit_code,
+        "signal": signal_name(job.signal),
+        "error": job.error,
+        "attempts": job.attempts,
+        "log": log,
+        "expected_start": iso(expected_start),
+        "usage": _usage(job),
+    }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def why_it_waits(job: Job) -> str | None:
+    """The text of the wait reason, of a job that waits."""
+    return job.reason.text if job.reason and job.state is JobState.PENDING else None
+
+
+def _wait_s(job: Job, now: Instant) -> float:
+    """Seconds from submit to start, to its end without a start, or until now."""
+    known = (job.started_at, job.ended_at) if job.state is not JobState.PENDING else ()
+    until = next((at for at in known if at is not None), now.wall)
+    return round(max(0.0, until - job.submitted_at), 3)
+
+
+def _run_s(job: Job, now: Instant) -> float | None:
+    if job.run_s is not None:
+        return round(job.run_s, 3)
+    if job.started_at is None or job.state is JobState.PENDING:
+        return None
+    until = now.wall if job.ended_at is None else job.ended_at
+    return round(max(0.0, until - job.started_at), 3)
+
+
+def signal_name(number: int | None) -> str | None:
+    """``SIGKILL`` for 9."""
+    if number is None:
+        return None
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has no name of its own
+        return f"signal {number}"
+
+
+def _usage(job: Job) -> dict[str, Any] | None:
+    values = (job.peak_mem_bytes, job.mean_utilization, job.energy_j)
+    if values == (None, None, None):
+        return None
+    return dict(zip(("peak_mem_bytes", "mean_utilization", "energy_j"), values, strict=True))
+
+
+def gpus_json(snapshot: Snapshot, now: Instant) -> dict[str, Any]:
+    """A reading as other programs get it; every key is always present, unknown is null."""
+    return {
+        "backend": snapshot.backend,
+        "source": snapshot.source,
+        "driver": snapshot.driver,
+        "taken_at": iso(snapshot.taken_at),
+        "age_s": round(snapshot.age_s(now.mono), 3),
+        "problem": snapshot.problem,
+        "gpus": [_gpu_json(gpu) for gpu in snapshot.gpus],
+    }
+
+
+_GPU_KEYS = (
+    *("uuid", "index", "name", "vendor", "utilization", "mem_used_bytes", "mem_total_bytes"),
+    *("mem_kind", "temperature_c", "power_w", "health", "parent"),
+)
+_PROCESS_KEYS = ("pid", "user", "name", "mem_bytes", "job")
+
+
+def _gpu_json(gpu: Gpu) -> dict[str, Any]:
+    values: dict[str, Any] = {key: getattr(gpu, key) for key in _GPU_KEYS}
+    values |= {"mem_kind": str(gpu.mem_kind), "health": str(gpu.health)}
+    if gpu.processes is None:
+        return values | {"processes": None}
+    listed = [{key: getattr(item, key) for key in _PROCESS_KEYS} for item in gpu.processes]
+    return values | {"processes": listed}
