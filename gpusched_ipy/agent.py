@@ -1,0 +1,159 @@
+"""The process that goes on dispatching when no notebook is open. Killing it loses nothing.
+
+It starts by itself when a command is submitted, holds ``agent.lock`` so that there is one, and
+leaves when the queue is empty. ``gpusched agent run`` is the same loop in the foreground, and stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpusched_ipy.config import Settings
+from gpusched_ipy.errors import UserError
+from gpusched_ipy.job import JobKind
+from gpusched_ipy.locks import FileLock, Membership, alive_pid
+from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.runners.command import CommandRunner
+from gpusched_ipy.scheduler import Scheduler
+from gpusched_ipy.statedir import StateDir, open_private, open_state_dir
+from gpusched_ipy.store import Store
+
+# How long an agent with nothing to do stays: a sweep's next submit finds it warm.
+LINGER_S = 5.0
+_LOG_BYTES = 1_000_000
+
+
+class Agent:
+    """One agent of one state directory.
+
+    Args:
+        stays: do not leave when the queue is empty.
+    """
+
+    def __init__(self, settings: Settings, *, stays: bool = False) -> None:
+        self._settings = settings
+        self._stays = stays
+        self._stop = threading.Event()
+        self.state = open_state_dir(settings)
+        self._lock = FileLock(self.state.agent_lock)
+
+    def run(self) -> bool:
+        """Dispatch until told to stop, or until idle; False where another agent lives already."""
+        if not self._lock.try_acquire():
+            return False
+        store = Store(self.state)
+        membership = Membership(self.state)
+        store.join(membership.key, "agent", "agent")
+        monitor = Monitor(self._settings, state_dir=self.state.root)
+        runner = CommandRunner(store)
+        runners = {JobKind.COMMAND: runner}
+        scheduler = Scheduler(store, monitor, membership, runners, self._settings)
+        runner.scheduler = scheduler
+        scheduler.start()
+        try:
+            self._until_idle(store, scheduler)
+        finally:
+            scheduler.stop()
+            monitor.stop()
+            store.leave(membership.key)
+            membership.leave()
+            store.close()
+            self._lock.release()
+        return True
+
+    def stop(self) -> None:
+        """Leave soon; callable from a signal handler."""
+        self._stop.set()
+
+    def _until_idle(self, store: Store, scheduler: Scheduler) -> None:
+        idle_since: float | None = None
+        while not self._stop.wait(LINGER_S / 10):
+            if not self.state.database.exists():
+                return  # the whole folder has been removed
+            if self._stays or not scheduler.idle:
+                idle_since = None
+                continue
+            idle_since = idle_since or time.monotonic()
+            if time.monotonic() - idle_since >= LINGER_S and self._leave(store, scheduler):
+                return
+
+    def _leave(self, store: Store, scheduler: Scheduler) -> bool:
+        """Decide to leave under the queue lock: no submit can slip in between."""
+        with store.writing():
+            if not scheduler.idle:
+                return False
+            self._lock.release()
+            return True
+
+
+def running_agent(state: StateDir, store: Store) -> int | None:
+    """The pid of the living agent, or None."""
+    for key, kind in store.member_kinds().items():
+        pid = alive_pid(state, key) if kind == "agent" else None
+        if pid:
+            return pid
+    return None
+
+
+def ask_to_leave(pid: int, state: StateDir, *, patience_s: float = 10.0) -> None:
+    """End the agent of that pid and wait until its lock is free.
+
+    Raises:
+        UserError: it does not leave in time.
+    """
+    os.kill(pid, signal.SIGTERM)
+    lock = FileLock(state.agent_lock)
+    deadline = time.monotonic() + patience_s
+    while lock.held_by_anybody():
+        if time.monotonic() >= deadline:
+            raise UserError(
+                f"the agent (pid {pid}) does not leave; it may be stopped: kill -CONT {pid}"
+            )
+        time.sleep(0.05)
+
+
+def run_foreground(settings: Settings) -> None:
+    """The agent in this process until interrupted; one that had started by itself gives way."""
+    state = open_state_dir(settings)
+    agent = Agent(settings, stays=True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: agent.stop())
+    while not agent.run():
+        store = Store(state)
+        pid = running_agent(state, store)
+        store.close()
+        if pid:
+            ask_to_leave(pid, state)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The agent as it is started by a submit."""
+    parser = argparse.ArgumentParser(prog="gpusched agent")
+    parser.add_argument("--state-dir", required=True)
+    settings = Settings.load({"state_dir": parser.parse_args(argv).state_dir})
+    agent = Agent(settings)
+    signal.signal(signal.SIGTERM, lambda *_: agent.stop())
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    _log_to(agent.state.root / "agent.log")
+    agent.run()
+    return 0
+
+
+def _log_to(path: Path) -> None:
+    fd = open_private(path, os.O_WRONLY | os.O_APPEND)
+    if os.fstat(fd).st_size > _LOG_BYTES:
+        os.ftruncate(fd, 0)
+    os.dup2(fd, sys.stderr.fileno())
+    os.close(fd)
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(process)d %(message)s"
+    )

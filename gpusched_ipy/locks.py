@@ -1,0 +1,254 @@
+"""The operating system's locks: the truth about who lives and whose GPU it is.
+
+Four kinds, none with a time-out: the queue lock (around every write), the alive lock of each member
+(POSIX, not inherited by forks), the GPU locks and the log lock of a job (flock, inherited by the
+job's processes on purpose). A dead process holds no lock, however it died; a stopped one keeps its.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import sys
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import quote
+
+from gpusched_ipy.statedir import StateDir, open_private
+
+# struct flock, as fcntl(2) of each system has it: (format, order of type, whence, start, length, pid)
+_FLOCK_LINUX = "hhqqi"
+_FLOCK_MACOS = "qqihh"
+
+# Descriptors that a forked child must close (never unlock: the lock is the parent's as well).
+_INHERITED: set[int] = set()
+# Alive files of this process: opening and closing one of them again would drop its lock.
+_OWN_KEYS: set[str] = set()
+
+
+class FileLock:
+    """An exclusive flock on a file of the state directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._fd is not None
+
+    def acquire(self) -> None:
+        """Wait for the lock; the kernel serves waiters in order."""
+        fd = self._open()
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except BaseException:
+            _close(fd)
+            raise
+        self._fd = fd
+
+    def try_acquire(self) -> bool:
+        """Take the lock if it is free."""
+        fd = self._open()
+        if not _try_flock(fd, fcntl.LOCK_EX):
+            _close(fd)
+            return False
+        self._fd = fd
+        return True
+
+    def release(self) -> None:
+        """Give the lock back; releasing twice changes nothing."""
+        if self._fd is not None:
+            _close(self._fd)
+            self._fd = None
+
+    def held_by_anybody(self) -> bool:
+        """Whether some process, this one included, holds the lock now."""
+        if self.held:
+            return True
+        if self.try_acquire():
+            self.release()
+            return False
+        return True
+
+    def __enter__(self) -> FileLock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def _open(self) -> int:
+        fd = open_private(self.path)
+        _INHERITED.add(fd)
+        return fd
+
+
+class Membership:
+    """The proof that a member lives: a lock that falls with its process."""
+
+    def __init__(self, state: StateDir) -> None:
+        self.key = uuid.uuid4().hex
+        self._path = state.alive(self.key)
+        self._fd: int | None = open_private(self._path)
+        fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._pid = os.getpid()
+        _OWN_KEYS.add(self.key)
+
+    def leave(self) -> None:
+        """End the membership, as dying would."""
+        if self._fd is None or self._pid != os.getpid():
+            return
+        with suppress(FileNotFoundError):
+            self._path.unlink()
+        os.close(self._fd)
+        self._fd = None
+        _OWN_KEYS.discard(self.key)
+
+
+def is_alive(state: StateDir, key: str) -> bool:
+    """Whether the member of that key lives (µs; never wrong about a zombie, a stop or a fork)."""
+    return alive_pid(state, key) is not None
+
+
+def alive_pid(state: StateDir, key: str) -> int | None:
+    """The pid of that member, or None when it is dead (0: alive, in another pid namespace)."""
+    if key in _OWN_KEYS:
+        return os.getpid()
+    try:
+        fd = os.open(state.alive(key), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        return _lock_holder(fd)
+    finally:
+        os.close(fd)
+
+
+def forget_member(state: StateDir, key: str) -> None:
+    """Remove the alive file of a dead member."""
+    if key not in _OWN_KEYS:
+        with suppress(FileNotFoundError):
+            state.alive(key).unlink()
+
+
+def _lock_holder(fd: int) -> int | None:
+    """The holder of a POSIX write lock on the file of ``fd``."""
+    if sys.platform == "darwin":
+        asked = struct.pack(_FLOCK_MACOS, 0, 0, 0, fcntl.F_WRLCK, os.SEEK_SET)
+        _, _, pid, kind, _ = struct.unpack(_FLOCK_MACOS, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+    else:
+        asked = struct.pack(_FLOCK_LINUX, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, pid = struct.unpack(_FLOCK_LINUX, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+    return None if kind == fcntl.F_UNLCK else max(0, int(pid))
+
+
+class GpuLocks:
+    """The locks that say "a job of ours is on this GPU".
+
+    An exclusive job holds its GPU's lock exclusively, jobs that share it hold it shared. The
+    descriptors are handed to the job, so the lock falls with the last of its processes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def of(cls, state: StateDir, lock_dir: Path | None) -> GpuLocks:
+        """In ``lock_dir`` where containers or users share the GPUs, else in the state directory."""
+        return cls(lock_dir or state.root / "gpu")
+
+    def try_lock(self, gpu: str, *, shared: bool) -> int | None:
+        """A descriptor that holds the GPU's lock, or None while somebody else's job holds it.
+
+        Raises:
+            StateDirError: the lock file cannot be opened.
+        """
+        fd = self._open(gpu)
+        if not _try_flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+            os.close(fd)
+            return None
+        _INHERITED.add(fd)
+        return fd
+
+    def try_lock_all(self, gpus: tuple[str, ...], *, shared: bool) -> tuple[int, ...] | None:
+        """The locks of all of ``gpus``, or None (and none of them held)."""
+        held: list[int] = []
+        for gpu in gpus:
+            fd = self.try_lock(gpu, shared=shared)
+            if fd is None:
+                self.close(held)
+                return None
+            held.append(fd)
+        return tuple(held)
+
+    def occupied(self, gpu: str) -> bool:
+        """Whether any job of ours holds that GPU's lock."""
+        fd = self.try_lock(gpu, shared=False)
+        if fd is None:
+            return True
+        self.close([fd])
+        return False
+
+    def close(self, fds: list[int] | tuple[int, ...]) -> None:
+        """Close our copies; the lock stays while the job's processes have theirs."""
+        for fd in fds:
+            _close(fd)
+
+    def _open(self, gpu: str) -> int:
+        path = self.folder / f"{quote(gpu, safe='')}.lock"
+        try:
+            # An administrator's lock files are root's and read-only: that is enough for a flock.
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return open_private(path)
+
+
+def lock_log(fd: int) -> None:
+    """Lock the open file that is a job's output: held while any process of the job has it open."""
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def log_is_held(path: Path) -> bool:
+    """Whether any process of the attempt that writes this log still lives."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _try_flock(fd, fcntl.LOCK_EX)
+    finally:
+        os.close(fd)
+
+
+def _try_flock(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _close(fd: int) -> None:
+    _INHERITED.discard(fd)
+    os.close(fd)
+
+
+def _forget_in_child() -> None:
+    for fd in _INHERITED:
+        with suppress(OSError):
+            os.close(fd)
+    _INHERITED.clear()
+    _OWN_KEYS.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,137 @@
+"""The jobs that have not ended, as one member knows them: kept up to date by revision.
+
+A round of the scheduler costs what has changed, not what is queued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from gpusched_ipy.config import Clock
+from gpusched_ipy.job import ACTIVE, BOUND_KINDS, Allocation, Job, JobState
+from gpusched_ipy.order import Line
+from gpusched_ipy.process import ProcessId
+from gpusched_ipy.store import Store
+
+
+class OpenJobs:
+    """Pending and active jobs, and the allocations that ended a moment ago.
+
+    Args:
+        keep_s: how long an ended allocation is remembered: a reading may still show it.
+    """
+
+    def __init__(self, store: Store, clock: Clock, *, keep_s: float) -> None:
+        self._store = store
+        self._clock = clock
+        self._keep_s = keep_s
+        self._rev: int | None = None
+        self._ended: dict[int, Allocation] = {}
+        self._outcomes: dict[int, JobState] = {}
+        self._leaders: dict[str, ProcessId] = {}
+        self._since: dict[tuple[int, int], float] = {}
+        self.jobs: dict[int, Job] = {}
+        self.line = Line()  # the pending ones, sorted
+
+    def refresh(self) -> None:
+        """Read what has changed since the last time."""
+        self._rev, changed = self._store.changed_since(self._rev)
+        for job in changed:
+            self.put(job)
+
+    def put(self, job: Job) -> None:
+        """Take over how a job stands now."""
+        before = self.jobs.pop(job.id, None)
+        if job.state is JobState.PENDING:
+            self.line.put(job)
+        else:
+            self.line.drop(job.id)
+        if before is not None and before.state in ACTIVE and job.state not in ACTIVE:
+            self._remember_end(before)
+        if job.ended:
+            self._outcomes[job.id] = job.state
+        else:
+            self.jobs[job.id] = job
+        if job.state in ACTIVE:
+            self._since.setdefault((job.id, job.epoch), self._clock.now().mono)
+
+    @property
+    def pending(self) -> list[Job]:
+        """The jobs that wait."""
+        return [job for job in self.jobs.values() if job.state is JobState.PENDING]
+
+    @property
+    def active(self) -> list[Job]:
+        """The jobs that have been claimed or run."""
+        return [job for job in self.jobs.values() if job.state in ACTIVE]
+
+    def allocations(self) -> list[Allocation]:
+        """Who has which GPU, and who had one until a moment ago."""
+        limit = self._clock.now().mono - self._keep_s
+        self._ended = {
+            key: gone for key, gone in self._ended.items() if (gone.ended_mono or 0.0) >= limit
+        }
+        return [*(self._allocation(job) for job in self.active), *self._ended.values()]
+
+    def states_of_dependencies(self) -> Mapping[int, JobState]:
+        """The states of all jobs that pending ones come after."""
+        wanted = {
+            other for job in self.pending for other in (*job.request.after, *job.request.after_any)
+        }
+        unknown = wanted - self._outcomes.keys() - self.jobs.keys()
+        if unknown:
+            self._outcomes |= self._store.states(unknown)
+        return {
+            other: self.jobs[other].state if other in self.jobs else self._outcomes[other]
+            for other in wanted
+            if other in self.jobs or other in self._outcomes
+        }
+
+    def leaders(self) -> dict[int, int]:
+        """The pid of the process that leads each active job, where it has one."""
+        found: dict[int, int] = {}
+        for job in self.active:
+            process = self._leader(job)
+            if process is not None:
+                found[process.pid] = job.id
+        return found
+
+    def pids_by_gpu(self) -> dict[str, tuple[tuple[int, int | None], ...]]:
+        """For each allocated GPU its jobs and their leading processes."""
+        by_gpu: dict[str, list[tuple[int, int | None]]] = {}
+        for job in self.active:
+            process = self._leader(job)
+            for gpu in job.gpus:
+                by_gpu.setdefault(gpu, []).append((job.id, process.pid if process else None))
+        return {gpu: tuple(entries) for gpu, entries in by_gpu.items()}
+
+    def _leader(self, job: Job) -> ProcessId | None:
+        if job.attempt is None or job.state is not JobState.RUNNING or job.kind in BOUND_KINDS:
+            return None
+        if job.attempt not in self._leaders:
+            process = self._store.process_of(job)
+            if process is None:
+                return None
+            self._leaders[job.attempt] = process
+        return self._leaders[job.attempt]
+
+    def _allocation(self, job: Job) -> Allocation:
+        since = self._since.get((job.id, job.epoch), job.started_mono or 0.0)
+        started = since if job.started_mono is None else job.started_mono
+        return Allocation(
+            job_id=job.id,
+            gpus=job.gpus,
+            shared=job.request.shared,
+            mem_bytes=job.request.mem_bytes,
+            started_mono=started,
+            expected_end_mono=None if job.request.time_s is None else started + job.request.time_s,
+            label=f"job {job.id} ({job.name})",
+        )
+
+    def _remember_end(self, job: Job) -> None:
+        ended = replace(self._allocation(job), ended_mono=self._clock.now().mono)
+        self._ended[job.id] = ended
+        self._since.pop((job.id, job.epoch), None)
+        if job.attempt is not None:
+            self._leaders.pop(job.attempt, None)

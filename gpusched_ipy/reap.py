@@ -1,0 +1,68 @@
+"""End what the dead have left. Called under the queue lock; it asks the locks, never a clock.
+
+A dead member's job that never began goes back to the line; one that ran is lost, because nobody can
+know how it ended, but only once no process of it lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gpusched_ipy.job import ACTIVE, BOUND_KINDS, Job, JobState
+from gpusched_ipy.locks import forget_member, is_alive, log_is_held
+from gpusched_ipy.store import Store
+
+
+def orphans(store: Store, jobs: Iterable[Job]) -> list[Job]:
+    """Those of ``jobs`` whose member is dead and that can be ended or returned now."""
+    return [job for job in jobs if _responsible_is_dead(store, job) and not _still_runs(store, job)]
+
+
+def reap(store: Store, jobs: Iterable[Job]) -> list[Job]:
+    """End or return every orphan among ``jobs`` and give back how they stand now."""
+    with store.writing():
+        return [_reap_one(store, job) for job in orphans(store, jobs)]
+
+
+def forget_dead_members(store: Store, jobs: Iterable[Job]) -> None:
+    """Drop the descriptions of members that are dead and that no open job names."""
+    named = {key for job in jobs for key in (job.member, job.spec.home)}
+    for key in set(store.members()) - named:
+        if not is_alive(store.state, key):
+            store.leave(key)
+            forget_member(store.state, key)
+
+
+def _responsible_is_dead(store: Store, job: Job) -> bool:
+    if job.state in ACTIVE:
+        return job.member is None or not is_alive(store.state, job.member)
+    if job.state is JobState.PENDING and job.kind in BOUND_KINDS:
+        return job.spec.home is None or not is_alive(store.state, job.spec.home)
+    return False
+
+
+def _still_runs(store: Store, job: Job) -> bool:
+    """Whether processes of a started job live on without their shim."""
+    if job.state is not JobState.RUNNING or job.kind in BOUND_KINDS or job.attempt is None:
+        return False
+    return log_is_held(store.state.log(job.attempt))
+
+
+def _reap_one(store: Store, job: Job) -> Job:
+    current = store.job(job.id)
+    if (current.state, current.epoch) != (job.state, job.epoch):
+        return current  # somebody else was quicker
+    if job.state is JobState.PENDING:
+        return store.end_pending(job, JobState.LOST, "kernel gone")
+    if job.kind in BOUND_KINDS:
+        return _lose(store, job, "kernel died")
+    if job.state is JobState.STARTING:
+        return store.unclaim(job, "the member that had claimed it died before it began")
+    if job.request.requeue:
+        return store.unclaim(job, "outcome unknown; queued again as asked")
+    return _lose(store, job, "outcome unknown: its supervisor died")
+
+
+def _lose(store: Store, job: Job, why: str) -> Job:
+    lost = store.finish_if_active(job.id, epoch=job.epoch, state=JobState.LOST, error=why)
+    return lost or store.job(job.id)

@@ -1,0 +1,133 @@
+"""How a job stands in a row of the record, and back. It speaks no SQL beyond column names."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+from gpusched_ipy.errors import StoreError, UserError
+from gpusched_ipy.job import (
+    MAX_SPEC_BYTES,
+    ArrayPlace,
+    Job,
+    JobKind,
+    JobSpec,
+    JobState,
+    Request,
+    WaitCode,
+    WaitReason,
+)
+
+# Columns that stand in Job under the same name and need no conversion.
+_PLAIN = (
+    *("priority", "member", "epoch", "attempt", "attempts", "submitted_at", "queued_mono"),
+    *("started_at", "started_mono", "ended_at", "run_s", "exit_code", "signal", "error"),
+    *("peak_mem_bytes", "mean_utilization", "energy_j"),
+)
+# Every column that crc covers, in the order in which it is computed.
+COLUMNS = (
+    *("uid", "kind", "name", "spec", "home", "state", "held", "cancel_requested", "gpus", "boot"),
+    *_PLAIN,
+)
+
+
+def to_row(job: Job, boot: str) -> dict[str, Any]:
+    """The columns of ``job``, crc included; its monotonic times belong to ``boot``."""
+    row: dict[str, Any] = {name: getattr(job, name) for name in _PLAIN}
+    row |= {
+        "uid": job.spec.uid,
+        "kind": str(job.kind),
+        "name": job.name,
+        "spec": spec_text(job.spec),
+        "home": job.spec.home,
+        "state": str(job.state),
+        "held": int(job.held),
+        "cancel_requested": int(job.cancel_requested),
+        "gpus": json.dumps(job.gpus),
+        "boot": boot,
+    }
+    return row | {"crc": checksum(row)}
+
+
+def to_job(row: Mapping[str, Any]) -> Job:
+    """The job of a row.
+
+    Raises:
+        StoreError: the row is damaged.
+    """
+    if checksum(row) != row["crc"]:
+        raise StoreError(
+            f"job {row['id']} is damaged in the record (its checksum does not match); "
+            "`gpusched doctor` says what can be done"
+        )
+    reason = None
+    if row["reason"] is not None:
+        reason = WaitReason(code=WaitCode(row["reason_code"]), text=row["reason"])
+    return Job(
+        id=row["id"],
+        spec=parse_spec(row["spec"]),
+        state=JobState(row["state"]),
+        held=bool(row["held"]),
+        cancel_requested=bool(row["cancel_requested"]),
+        gpus=tuple(json.loads(row["gpus"])),
+        reason=reason,
+        reason_since=row["reason_since"],
+        **{name: row[name] for name in _PLAIN},
+    )
+
+
+def checksum(row: Mapping[str, Any]) -> int:
+    """CRC-32 of the columns that must never change by accident."""
+    text = json.dumps([row[name] for name in COLUMNS], ensure_ascii=True)
+    return zlib.crc32(text.encode("ascii"))
+
+
+def in_this_boot(job: Job, row_boot: str, boot: str, *, wall: float, mono: float) -> Job:
+    """``job`` with its monotonic times on this boot's clock; times of an older boot are estimated."""
+    if row_boot == boot:
+        return job
+    # Another boot: only the wall clock spans both. Such a job has waited at least since this boot.
+    waited = max(0.0, wall - job.submitted_at)
+    return replace(job, queued_mono=mono - waited, started_mono=None)
+
+
+def spec_text(spec: JobSpec) -> str:
+    """The JSON of a spec.
+
+    Raises:
+        UserError: it is larger than the record takes.
+    """
+    record = asdict(spec) | {"env": dict(spec.env), "labels": dict(spec.labels)}
+    text = json.dumps(record, ensure_ascii=True, separators=(",", ":"))
+    size = len(text) - len(json.dumps(record["env"], ensure_ascii=True))
+    if size > MAX_SPEC_BYTES:
+        raise UserError(
+            f"job {spec.name!r} has {size} bytes of code and arguments; at most {MAX_SPEC_BYTES} "
+            "are taken: put them into a file or a function"
+        )
+    return text
+
+
+def parse_spec(text: str) -> JobSpec:
+    """The spec that :func:`spec_text` wrote; keys of a newer version are passed over."""
+    record: dict[str, Any] = _known(JobSpec, json.loads(text))
+    request = _known(Request, record["request"])
+    request |= {name: tuple(request[name]) for name in ("after", "after_any")}
+    array = record["array"]
+    return JobSpec(
+        **record
+        | {
+            "kind": JobKind(record["kind"]),
+            "request": Request(**request),
+            "argv": None if record["argv"] is None else tuple(record["argv"]),
+            "array": None if array is None else ArrayPlace(**_known(ArrayPlace, array)),
+        }
+    )
+
+
+def _known(kind: type, record: dict[str, Any]) -> dict[str, Any]:
+    names = {item.name for item in fields(kind)}
+    return {key: value for key, value in record.items() if key in names}

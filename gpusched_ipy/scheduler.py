@@ -1,0 +1,378 @@
+"""One loop in each agent and kernel: reap → decide → claim → dispatch → collect.
+
+The loop sleeps until something happens: the bell, a new reading, the end of a process. It decides
+with the pure policy and writes the outcome in one transaction; it never runs a job itself and never
+knows what a runner does. One bad job never stops it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gpusched_ipy import environment, policy
+from gpusched_ipy.attribution import attribute
+from gpusched_ipy.backends import Detail
+from gpusched_ipy.bell import Bell
+from gpusched_ipy.config import Clock, Settings, SystemClock
+from gpusched_ipy.errors import GpuSchedError
+from gpusched_ipy.job import (
+    ACTIVE,
+    BOUND_KINDS,
+    Job,
+    JobKind,
+    JobState,
+    WaitCode,
+    WaitReason,
+)
+from gpusched_ipy.locks import GpuLocks, Membership, alive_pid
+from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.openjobs import OpenJobs
+from gpusched_ipy.process import ExitWatch
+from gpusched_ipy.reap import forget_dead_members, orphans, reap
+from gpusched_ipy.snapshot import Gpu, Snapshot
+from gpusched_ipy.store import Store
+
+_log = logging.getLogger(__name__)
+
+# How long the reading under the lock may take: a driver that hangs must not hold up other members.
+CONFIRM_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A job that is ours to begin, and what goes with it. Whoever has it must finish it."""
+
+    job: Job
+    gpus: tuple[Gpu, ...]  # as read under their locks
+    lock_fds: tuple[int, ...]  # hold the GPUs while any copy of them is open
+    env: Mapping[str, str] = field(default_factory=dict)  # shows the job its GPUs and no other
+
+
+class Runner(Protocol):
+    """Begins and ends jobs of some kinds, and tells the scheduler how they went."""
+
+    def ready(self, job: Job) -> bool:
+        """Whether the job may be claimed right now, from this thread.
+
+        If not, the runner sees to it that ``Scheduler.tick`` is called when it may.
+        """
+        ...
+
+    def start(self, claim: Claim) -> None:
+        """Begin the job without waiting for it; from now on the claim is the runner's."""
+        ...
+
+    def cancel(self, job: Job) -> None:
+        """The user wants this active job of ours to end."""
+        ...
+
+
+class Scheduler:
+    """The loop of one member.
+
+    Args:
+        membership: proves that this member lives; its key marks the claims.
+        runners: who begins which kind of job here; other kinds are left to other members.
+        gpu_locks: the locks of the GPUs.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        monitor: Monitor,
+        membership: Membership,
+        runners: Mapping[JobKind, Runner],
+        settings: Settings,
+        clock: Clock | None = None,
+    ) -> None:
+        self.store = store
+        self.monitor = monitor
+        self.key = membership.key
+        self._runners = runners
+        self._settings = settings
+        self._clock = clock or SystemClock()
+        self._gpu_locks = GpuLocks.of(store.state, settings.lock_dir)
+        self._open = OpenJobs(
+            store, self._clock, keep_s=settings.quiet_s + settings.sample_interval_s
+        )
+        self._mutex = threading.RLock()
+        self._told: dict[int, WaitReason] = {}
+        self._cancelling: set[tuple[int, int]] = set()
+        self._exits = ExitWatch()
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._wake_r, self._wake_w = os.pipe()
+        os.set_blocking(self._wake_w, False)
+        os.set_blocking(self._wake_r, False)
+        self._unlisten = monitor.listen(lambda _snapshot: self.wake())
+        self._bell: Bell | None = None
+
+    # -- the loop
+
+    def start(self) -> None:
+        """Run the loop in a daemon thread; starting twice changes nothing."""
+        if self._thread is None:
+            self._bell = Bell(self.store.state.bell, self.wake)
+            self._thread = threading.Thread(target=self.run, name="gpusched-loop", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the loop; what runs goes on."""
+        self._stopping.set()
+        self.wake()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=5.0)
+        if self._bell is not None:
+            self._bell.close()
+            self._bell = None
+        self._unlisten()
+        self.monitor.unwant(self._name)
+        self._exits.close()
+
+    def wake(self) -> None:
+        """Look at the queue now; callable from any thread, at any time."""
+        with suppress(BlockingIOError, OSError):
+            os.write(self._wake_w, b"x")
+
+    def run(self) -> None:
+        """Tick whenever something happens, until stopped."""
+        while not self._stopping.is_set():
+            try:
+                self.tick()
+            except GpuSchedError as exc:
+                _log.error("the queue cannot be worked on: %s", exc)
+            self._sleep()
+
+    def _sleep(self) -> None:
+        fds = [self._wake_r, *self._exits.fds]
+        waiting = select.poll()
+        for fd in fds:
+            waiting.register(fd, select.POLLIN)
+        # With nothing open only the bell or a call wakes us; otherwise begin times and faults do too.
+        waiting.poll(self._settings.sample_interval_s * 1000 if self._open.jobs else None)
+        with suppress(BlockingIOError):
+            os.read(self._wake_r, 65536)
+
+    # -- one round
+
+    def tick(self) -> None:
+        """Look once, and start what can start; safe from any thread."""
+        claims: list[Claim] = []
+        with self._mutex:
+            self._open.refresh()
+            if not self._open.jobs:
+                self._rest()
+                return
+            self._pass_on_cancels()
+            snapshot = self._look()
+            decision = self._decide(snapshot)
+            starts = [start for start in decision.starts if self._ready(start.job_id)]
+            reasons = self._news(decision.reasons)
+            never = [(job, why) for job, why in decision.never.items() if self._mine(job)]
+            if starts or reasons or never or orphans(self.store, self._open.jobs.values()):
+                claims = self._write(starts)
+            self._watch(snapshot)
+        for claim in claims:
+            self._dispatch(claim)
+
+    def _write(self, wanted: Sequence[policy.Start]) -> list[Claim]:
+        """Reap, decide anew on what is true now, claim and note the reasons, all in one write."""
+        claims: list[Claim] = []
+        ready = {start.job_id for start in wanted}
+        with self.store.writing():
+            reap(self.store, self._open.jobs.values())
+            self._open.refresh()
+            decision = self._decide(self._look())
+            for job_id, why in decision.never.items():
+                if self._mine(job_id):
+                    self.store.end_pending(self._open.jobs[job_id], JobState.CANCELLED, why.text)
+            refused: dict[int, WaitReason] = {}
+            for start in decision.starts:
+                if start.job_id in ready:
+                    outcome = self._claim(start)
+                    if isinstance(outcome, Claim):
+                        claims.append(outcome)
+                    else:
+                        refused[start.job_id] = outcome
+            news = self._news({**decision.reasons, **refused})
+            self.store.set_reasons(news)
+            forget_dead_members(self.store, self._open.jobs.values())
+            self._open.refresh()
+        self._told |= news
+        return claims
+
+    def _claim(self, start: policy.Start) -> Claim | WaitReason:
+        """Take the GPUs' locks, read the GPUs again, and only then make the job ours."""
+        job = self._open.jobs[start.job_id]
+        fds = self._gpu_locks.try_lock_all(start.gpus, shared=job.request.shared)
+        if fds is None:
+            text = "a process left by a job of ours still holds its GPU"
+            return WaitReason(code=WaitCode.GPU_ALLOCATED, text=text)
+        try:
+            snapshot = self._attributed(self.monitor.read_now(CONFIRM_S))
+            why = self._confirm(start, snapshot)
+            if why is not None:
+                self._gpu_locks.close(fds)
+                return why
+            claimed = self.store.claim(
+                job, start.gpus, member=self.key, mem_bytes=job.request.mem_bytes
+            )
+        except BaseException:
+            self._gpu_locks.close(fds)
+            raise
+        self._open.put(claimed)
+        gpus = tuple(gpu for uuid in start.gpus if (gpu := snapshot.gpu(uuid)) is not None)
+        vendor = gpus[0].vendor if gpus else ""
+        return Claim(
+            job=claimed, gpus=gpus, lock_fds=fds, env=environment.for_gpus(start.gpus, vendor)
+        )
+
+    def _dispatch(self, claim: Claim) -> None:
+        try:
+            self._runners[claim.job.kind].start(claim)
+        except Exception as exc:  # noqa: BLE001 - the loop must go on, and the job says why
+            # Whatever one job does to its runner, the others go on.
+            _log.exception("job %d could not be started", claim.job.id)
+            self.finish(claim, state=JobState.FAILED, error=f"could not be started: {exc}")
+
+    # -- what runners call
+
+    def begin(self, claim: Claim) -> Job | None:
+        """starting → running in this process; None: the claim no longer stands, do not run it."""
+        job = self.store.take_over(
+            claim.job.id, epoch=claim.job.epoch, claimed_by=self.key, member=self.key
+        )
+        if job is None:
+            self._gpu_locks.close(claim.lock_fds)
+        return job
+
+    def finish(
+        self,
+        claim: Claim,
+        *,
+        state: JobState,
+        error: str | None = None,
+        exit_code: int | None = None,
+    ) -> Job | None:
+        """Record the end of a claimed job, give its GPUs back, and wake the next at once."""
+        try:
+            return self.store.finish_if_active(
+                claim.job.id, epoch=claim.job.epoch, state=state, error=error, exit_code=exit_code
+            )
+        finally:
+            # The lock is the truth: it falls even where the record cannot be written.
+            self._gpu_locks.close(claim.lock_fds)
+            self.wake()
+
+    def hand_over(self, claim: Claim) -> None:
+        """Close our copies of the GPU locks: the job's own processes hold them now."""
+        self._gpu_locks.close(claim.lock_fds)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no job is open that this member could have to start or watch."""
+        with self._mutex:
+            self._open.refresh()
+            return not any(job.kind in self._runners for job in self._open.jobs.values())
+
+    # -- inside
+
+    @property
+    def _name(self) -> str:
+        return f"scheduler {self.key}"
+
+    def _mine(self, job_id: int) -> bool:
+        job = self._open.jobs.get(job_id)
+        if job is None or job.kind not in self._runners:
+            return False
+        return job.kind not in BOUND_KINDS or job.spec.home == self.key
+
+    def _ready(self, job_id: int) -> bool:
+        if not self._mine(job_id):
+            return False
+        job = self._open.jobs[job_id]
+        return self._runners[job.kind].ready(job)
+
+    def _decide(self, snapshot: Snapshot | None) -> policy.Decision:
+        return policy.decide(
+            self._open.line,
+            snapshot,
+            self._open.allocations(),
+            self._settings,
+            self._clock.now(),
+            members=self.store.members(),
+            ended=self._open.states_of_dependencies(),
+            drained=self.store.drained is not None,
+        )
+
+    def _confirm(self, start: policy.Start, snapshot: Snapshot) -> WaitReason | None:
+        return policy.confirm(
+            self._open.jobs[start.job_id],
+            start.gpus,
+            snapshot,
+            self._open.allocations(),
+            self._settings,
+            self._clock.now(),
+            members=self.store.members(),
+        )
+
+    def _look(self) -> Snapshot | None:
+        """The newest reading, asked for only while something waits."""
+        if any(not job.held for job in self._open.pending):
+            self.monitor.want(self._name, self._settings.sample_interval_s, Detail.PROCESSES)
+        else:
+            self.monitor.unwant(self._name)
+        self.monitor.set_allocated(self._open.pids_by_gpu())
+        latest = self.monitor.latest(Detail.PROCESSES)
+        return None if latest is None else self._attributed(latest)
+
+    def _attributed(self, snapshot: Snapshot) -> Snapshot:
+        return attribute(
+            snapshot,
+            self._open.jobs.values(),
+            leaders=self._open.leaders(),
+            members=self.store.member_pids(),
+        )
+
+    def _news(self, reasons: Mapping[int, WaitReason]) -> dict[int, WaitReason]:
+        """The reasons of our own jobs that are not yet recorded as they are now."""
+        self._told = {job: why for job, why in self._told.items() if job in self._open.jobs}
+        return {
+            job: why
+            for job, why in reasons.items()
+            if self._mine(job) and self._told.get(job) != why
+        }
+
+    def _pass_on_cancels(self) -> None:
+        for job in self._open.jobs.values():
+            wish = (job.id, job.epoch)
+            if job.cancel_requested and job.member == self.key and wish not in self._cancelling:
+                self._cancelling.add(wish)
+                self._runners[job.kind].cancel(job)
+
+    def _watch(self, snapshot: Snapshot | None) -> None:
+        """Be woken by the end of whatever others wait for: members with jobs, strangers on GPUs."""
+        active = [job for job in self._open.jobs.values() if job.state in ACTIVE]
+        pids = {alive_pid(self.store.state, job.member) for job in active if job.member}
+        pids |= set(self._open.leaders())
+        if snapshot is not None and self._open.pending and snapshot.backend != "fake":
+            pids |= set(_visible_pids(snapshot.gpus))
+        self._exits.watch(pid for pid in pids if pid and pid != os.getpid())
+
+    def _rest(self) -> None:
+        self.monitor.unwant(self._name)
+        self.monitor.set_allocated({})
+        self._exits.watch(())
+        self._told.clear()
+        self._cancelling.clear()
+
+
+def _visible_pids(gpus: Iterable[Gpu]) -> Iterable[int]:
+    return (found.pid for gpu in gpus for found in gpu.processes or () if found.visible)

@@ -1,0 +1,189 @@
+"""The small process beside each command: it outlives notebook and agent and records the end.
+
+It takes the claim over (or finds itself fenced and leaves without a trace), starts the command in a
+session of its own, ends the whole tree on cancel or walltime, and writes the result. Whatever
+happens to it, the job's own processes hold the locks that tell the truth.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from gpusched_ipy import environment
+from gpusched_ipy.job import BOUND_KINDS, Job, JobState
+from gpusched_ipy.locks import Membership
+from gpusched_ipy.process import ProcessId, become_subreaper, end_tree
+from gpusched_ipy.statedir import StateDir
+from gpusched_ipy.store import Store
+
+# How often zombies that a job's daemons leave to us are collected.
+_COLLECT_S = 60.0
+_BELL, _EXIT = "bell", "exit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How the command ended."""
+
+    state: JobState
+    exit_code: int | None = None
+    signal: int | None = None
+    error: str | None = None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one job as the order on stdin says."""
+    order = json.load(sys.stdin)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    become_subreaper()
+    store = Store(StateDir(Path(order["state_dir"])))
+    membership = Membership(store.state)
+    job = store.take_over(
+        order["job"], epoch=order["epoch"], claimed_by=order["claimed_by"], member=membership.key
+    )
+    if job is None:
+        return 0
+    store.join(membership.key, "shim", f"job {job.id}")
+    outcome = _run(store, job, order)
+    _record(store, job, outcome)
+    store.leave(membership.key)
+    for fd in order["gpu_fds"]:
+        os.close(fd)
+    membership.leave()
+    _call_agent(store)
+    return 0
+
+
+def _run(store: Store, job: Job, order: Mapping[str, Any]) -> Outcome:
+    try:
+        child = _start(store, job, order)
+    except FileNotFoundError as exc:
+        return Outcome(state=JobState.FAILED, exit_code=127, error=f"cannot be run: {exc}")
+    except OSError as exc:
+        return Outcome(state=JobState.FAILED, exit_code=126, error=f"cannot be run: {exc}")
+    leader = ProcessId.of(child.pid)
+    if leader is not None and job.attempt is not None:
+        store.set_process(job.attempt, leader)
+    return _supervise(store, job, child)
+
+
+def _start(store: Store, job: Job, order: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+    spec = job.spec
+    assert spec.argv is not None
+    own = {"GPUSCHED_JOB_ID": str(job.id), "GPUSCHED_JOB_NAME": job.name}
+    named = environment.take(store.state, spec.uid)
+    child = subprocess.Popen(
+        ["/bin/sh", "-c", spec.argv[0]] if spec.shell else list(spec.argv),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        cwd=spec.cwd,
+        env={**spec.env, **named, **own, **order["env"]},
+        start_new_session=True,
+        pass_fds=order["gpu_fds"],
+    )
+    # Only the job holds its log now: a free lock on it means that no process of the job lives.
+    null = os.open(os.devnull, os.O_WRONLY)
+    for fd in (1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+    return child
+
+
+def _supervise(store: Store, job: Job, child: subprocess.Popen[bytes]) -> Outcome:
+    """Wait for the end of the command, a cancel, or the walltime."""
+    happened: SimpleQueue[str] = SimpleQueue()
+
+    def await_exit() -> None:
+        child.wait()
+        happened.put(_EXIT)
+
+    threading.Thread(target=await_exit, daemon=True).start()
+    # Imported only now: the job is running already.
+    from gpusched_ipy.bell import Bell
+
+    bell = Bell(store.state.bell, lambda: happened.put(_BELL))
+    happened.put(_BELL)  # a cancel may have come before we listened
+    try:
+        forced = _until_end(store, job, child, happened)
+    finally:
+        bell.close()
+    end_tree(os.getpid(), first=signal.SIGTERM)
+    return _outcome(child.returncode, forced)
+
+
+def _until_end(
+    store: Store, job: Job, child: subprocess.Popen[bytes], happened: SimpleQueue[str]
+) -> JobState | None:
+    """Returns once the command is over; the state that was forced on it, if one was."""
+    deadline = None if job.request.time_s is None else time.monotonic() + job.request.time_s
+    while True:
+        left = _COLLECT_S if deadline is None else deadline - time.monotonic()
+        try:
+            what = happened.get(timeout=max(0.0, min(left, _COLLECT_S)))
+        except Empty:
+            what = ""
+        forced = None
+        if what == _EXIT:
+            return None
+        if what == _BELL and store.job(job.id).cancel_requested:
+            forced = JobState.CANCELLED
+        elif deadline is not None and time.monotonic() >= deadline:
+            forced = JobState.TIMEOUT
+        if forced is not None:
+            end_tree(os.getpid())
+            while happened.get() != _EXIT:
+                pass
+            return forced
+        _collect_strays(child.pid)
+
+
+def _outcome(status: int, forced: JobState | None) -> Outcome:
+    exit_code, number = (status, None) if status >= 0 else (None, -status)
+    if forced is JobState.TIMEOUT:
+        return Outcome(
+            state=forced, exit_code=exit_code, signal=number, error="its walltime ran out"
+        )
+    ended = JobState.COMPLETED if status == 0 else JobState.FAILED
+    return Outcome(state=forced or ended, exit_code=exit_code, signal=number)
+
+
+def _record(store: Store, job: Job, outcome: Outcome) -> None:
+    store.finish_if_active(
+        job.id,
+        epoch=job.epoch,
+        state=outcome.state,
+        exit_code=outcome.exit_code,
+        signal=outcome.signal,
+        error=outcome.error,
+    )
+
+
+def _collect_strays(leader: int) -> None:
+    """Collect the zombies that our adopted descendants have become."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with suppress(psutil.Error, ChildProcessError):
+            if child.pid != leader and child.status() == psutil.STATUS_ZOMBIE:
+                os.waitpid(child.pid, os.WNOHANG)
+
+
+def _call_agent(store: Store) -> None:
+    """If others wait and the agent has died, this end is what goes on."""
+    if any(job.kind not in BOUND_KINDS and not job.held for job in store.jobs()):
+        from gpusched_ipy.summon import ensure_agent
+
+        ensure_agent(store.state)

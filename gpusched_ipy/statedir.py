@@ -1,0 +1,188 @@
+"""The private folder of one user's queue on one machine: where it is, and that it is private.
+
+Everything the queue keeps lies here: the record, the locks, logs, inputs and outputs. Folders are
+0700, files 0600, whatever the umask; nothing is ever created through a symbolic link.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import stat
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpusched_ipy.config import Settings
+from gpusched_ipy.errors import StateDirError
+
+# File systems of other hosts: SQLite's write-ahead log and flock cannot be trusted there.
+_NETWORK = (
+    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "lustre", "gpfs", "beegfs"),
+    *("ceph", "fuse.ceph", "afs", "panfs", "glusterfs", "fuse.glusterfs"),
+)
+_FOLDERS = ("alive", "gpu", "logs", "cells", "env")
+
+
+@dataclass(frozen=True, slots=True)
+class StateDir:
+    """The folder, opened and checked."""
+
+    root: Path
+    note: str | None = None  # why it is not where it usually is; said once
+
+    @property
+    def database(self) -> Path:
+        """The record."""
+        return self.root / "queue.db"
+
+    @property
+    def queue_lock(self) -> Path:
+        """Held around every write of the record."""
+        return self.root / "q.lock"
+
+    @property
+    def agent_lock(self) -> Path:
+        """Held by the agent while it lives."""
+        return self.root / "agent.lock"
+
+    @property
+    def bell(self) -> Path:
+        """Touched after every change of the record: members watch it."""
+        return self.root / "bell"
+
+    def alive(self, key: str) -> Path:
+        """Locked by that member while it lives."""
+        return self.root / "alive" / key
+
+    def log(self, attempt: str) -> Path:
+        """The output of one attempt; the job's processes hold a lock on it."""
+        return self.root / "logs" / f"{attempt}.log"
+
+    def transcript(self, job_uid: str) -> Path:
+        """The recorded messages of a cell."""
+        return self.root / "cells" / f"{job_uid}.jsonl"
+
+    def environment(self, job_uid: str) -> Path:
+        """Variables named by ``--env``: read once when the job starts, then deleted."""
+        return self.root / "env" / f"{job_uid}.json"
+
+
+def open_state_dir(settings: Settings) -> StateDir:
+    """The state directory, made where it is missing.
+
+    Raises:
+        StateDirError: it cannot be made, is not ours, others may write it, or it is not local.
+    """
+    if settings.state_dir is not None:
+        root, note = settings.state_dir.absolute(), None
+        found = network_file_system(root)
+        if found:
+            raise StateDirError(
+                f"state directory {root} is on a network file system ({found}), where locks cannot "
+                "be trusted; set GPUSCHED_STATE_DIR to a local folder"
+            )
+    else:
+        root, note = _default_root()
+    _private_folder(root)
+    for name in _FOLDERS:
+        _private_folder(root / name)
+    return StateDir(root, note)
+
+
+def create_private(path: Path, flags: int = os.O_RDWR) -> int:
+    """A new file descriptor of a new file, 0600; fails where anything stands at ``path`` already.
+
+    Raises:
+        FileExistsError: the name is taken, a dangling symbolic link included.
+    """
+    fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    os.fchmod(fd, 0o600)
+    return fd
+
+
+def open_private(path: Path, flags: int = os.O_RDWR) -> int:
+    """A descriptor of our own regular file at ``path``, made where it is missing; never a link.
+
+    Raises:
+        StateDirError: something else stands there, or the file is not ours alone.
+    """
+    try:
+        return create_private(path, flags)
+    except FileExistsError:
+        pass
+    except OSError as exc:
+        raise StateDirError(f"{path} cannot be made ({exc.strerror})") from exc
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as exc:
+        raise StateDirError(
+            f"{path} cannot be opened ({exc.strerror}); remove what stands there"
+        ) from exc
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink > 1:
+        os.close(fd)
+        raise StateDirError(f"{path} is not a plain file of ours; remove what stands there")
+    return fd
+
+
+def network_file_system(path: Path) -> str | None:
+    """The type of the network file system that holds ``path``, or None where it is local."""
+    if sys.platform != "linux":
+        return None
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    target = os.path.realpath(path)
+    best, kind = "", ""
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        mount = before.split()[4].replace("\\040", " ")
+        inside = target == mount or target.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best):
+            best, kind = mount, after.split()[0]
+    return kind if kind in _NETWORK else None
+
+
+def machine_id() -> str:
+    """A short name that keeps two hosts that share a home apart."""
+    try:
+        text = Path("/etc/machine-id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        text = ""
+    # Hashed: systemd asks that the id itself is shown to nobody.
+    return hashlib.sha256((text or socket.gethostname()).encode()).hexdigest()[:12]
+
+
+def _default_root() -> tuple[Path, str | None]:
+    from platformdirs import user_state_path
+
+    usual = user_state_path("gpusched_ipy", appauthor=False) / machine_id()
+    found = network_file_system(usual)
+    if found is None:
+        return usual, None
+    local = Path(f"/var/tmp/gpusched-{os.geteuid()}") / machine_id()
+    return local, f"{usual} is on a network file system ({found}); the queue is kept in {local}"
+
+
+def _private_folder(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = os.lstat(path)
+    except OSError as exc:
+        raise StateDirError(
+            f"state directory {path} cannot be used ({exc.strerror}); "
+            "mend its permissions or set GPUSCHED_STATE_DIR"
+        ) from exc
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        raise StateDirError(
+            f"state directory {path} is not a folder of yours; set GPUSCHED_STATE_DIR"
+        )
+    if stat.S_IMODE(status.st_mode) & 0o022:
+        raise StateDirError(f"state directory {path} is writable by others; run: chmod 700 {path}")
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise StateDirError(f"state directory {path} is not writable; run: chmod 700 {path}")
+    if stat.S_IMODE(status.st_mode) != 0o700:
+        path.chmod(0o700)
