@@ -58,10 +58,12 @@ class Agent:
         scheduler = Scheduler(store, monitor, membership, runners, self._settings)
         runner.scheduler = scheduler
         scheduler.start()
+        runner.park()
         try:
             self._until_idle(store, scheduler)
         finally:
             scheduler.stop()
+            runner.close()
             monitor.stop()
             store.leave(membership.key)
             membership.leave()

@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import time
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -308,6 +307,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
 
 
 def _from_file(path: Path) -> dict[str, object]:
+    import tomllib
+
     try:
         with path.open("rb") as stream:
             return tomllib.load(stream)

@@ -11,15 +11,13 @@ import fcntl
 import os
 import struct
 import sys
-import uuid
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from urllib.parse import quote
 
 from gpusched_ipy.statedir import StateDir, open_private
 
-# struct flock, as fcntl(2) of each system has it: (format, order of type, whence, start, length, pid)
+# struct flock, as fcntl(2) of each system has it.
 _FLOCK_LINUX = "hhqqi"
 _FLOCK_MACOS = "qqihh"
 
@@ -97,7 +95,7 @@ class Membership:
     """The proof that a member lives: a lock that falls with its process."""
 
     def __init__(self, state: StateDir) -> None:
-        self.key = uuid.uuid4().hex
+        self.key = os.urandom(16).hex()
         self._path = state.alive(self.key)
         self._fd: int | None = open_private(self._path)
         fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -205,6 +203,8 @@ class GpuLocks:
             _close(fd)
 
     def _open(self, gpu: str) -> int:
+        from urllib.parse import quote
+
         path = self.folder / f"{quote(gpu, safe='')}.lock"
         try:
             # An administrator's lock files are root's and read-only: that is enough for a flock.

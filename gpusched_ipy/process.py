@@ -135,29 +135,21 @@ def python_argv(module: str, *arguments: str) -> list[str]:
 def spawn_detached(
     argv: Sequence[str],
     *,
-    stdin: bytes = b"",
-    stdout: int | None = None,
-    pass_fds: Sequence[int] = (),
+    stdin: int = subprocess.DEVNULL,
     on_exit: Callable[[int], None] | None = None,
 ) -> int:
     """Start a process in a session of its own and return its pid; its end is collected by a thread.
 
-    It survives the interrupt, the restart and the death of its starter. ``stdin`` is written to it
-    through a pipe (a message smaller than a pipe's buffer).
+    It survives the interrupt, the restart and the death of its starter, and writes nowhere.
     """
     child = subprocess.Popen(
         argv,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL if stdout is None else stdout,
-        stderr=subprocess.DEVNULL if stdout is None else subprocess.STDOUT,
+        stdin=stdin,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
-        pass_fds=tuple(pass_fds),
         cwd="/",
     )
-    assert child.stdin is not None
-    with suppress(BrokenPipeError):
-        child.stdin.write(stdin)
-        child.stdin.close()
 
     def collect() -> None:
         status = child.wait()

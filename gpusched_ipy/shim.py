@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
 
 from gpusched_ipy import environment
 from gpusched_ipy.job import BOUND_KINDS, Job, JobState
@@ -43,31 +42,62 @@ class Outcome:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What the shim is to do: one claim of one job."""
+
+    job: int
+    epoch: int
+    claimed_by: str
+    env: Mapping[str, str]
+    log_fd: int
+    gpu_fds: tuple[int, ...]
+
+
 def main(argv: Sequence[str]) -> int:
-    """Run one job as the order on stdin says."""
-    order = json.load(sys.stdin)
+    """Wait for the order on the socket that stdin is, and run that job."""
+    root = Path(argv[argv.index("--state-dir") + 1])
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     become_subreaper()
-    store = Store(StateDir(Path(order["state_dir"])))
-    membership = Membership(store.state)
-    job = store.take_over(
-        order["job"], epoch=order["epoch"], claimed_by=order["claimed_by"], member=membership.key
-    )
-    if job is None:
-        return 0
-    store.join(membership.key, "shim", f"job {job.id}")
-    outcome = _run(store, job, order)
-    _record(store, job, outcome)
-    store.leave(membership.key)
-    for fd in order["gpu_fds"]:
-        os.close(fd)
-    membership.leave()
-    _call_agent(store)
+    store = Store(StateDir(root))
+    order = _receive()
+    if order is not None:
+        _obey(store, order)
     return 0
 
 
-def _run(store: Store, job: Job, order: Mapping[str, Any]) -> Outcome:
+def _receive() -> Order | None:
+    """The order, or None when whoever had started us is gone without needing us."""
+    with socket.socket(fileno=os.dup(0)) as channel:
+        text, fds, _, _ = socket.recv_fds(channel, 65536, 256)
+        while more := channel.recv(65536):
+            text += more
+    if not text:
+        return None
+    return Order(log_fd=fds[0], gpu_fds=tuple(fds[1:]), **json.loads(text))
+
+
+def _obey(store: Store, order: Order) -> None:
+    membership = Membership(store.state)
+    with store.writing():
+        job = store.take_over(
+            order.job, epoch=order.epoch, claimed_by=order.claimed_by, member=membership.key
+        )
+        if job is not None:
+            store.join(membership.key, "shim", f"job {job.id}")
+    if job is not None:
+        outcome = _run(store, job, order)
+        with store.writing():
+            _record(store, job, outcome)
+            store.leave(membership.key)
+    for fd in order.gpu_fds:
+        os.close(fd)
+    membership.leave()
+    _call_agent(store)
+
+
+def _run(store: Store, job: Job, order: Order) -> Outcome:
     try:
         child = _start(store, job, order)
     except FileNotFoundError as exc:
@@ -80,7 +110,7 @@ def _run(store: Store, job: Job, order: Mapping[str, Any]) -> Outcome:
     return _supervise(store, job, child)
 
 
-def _start(store: Store, job: Job, order: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+def _start(store: Store, job: Job, order: Order) -> subprocess.Popen[bytes]:
     spec = job.spec
     assert spec.argv is not None
     own = {"GPUSCHED_JOB_ID": str(job.id), "GPUSCHED_JOB_NAME": job.name}
@@ -88,17 +118,15 @@ def _start(store: Store, job: Job, order: Mapping[str, Any]) -> subprocess.Popen
     child = subprocess.Popen(
         ["/bin/sh", "-c", spec.argv[0]] if spec.shell else list(spec.argv),
         stdin=subprocess.DEVNULL,
-        stderr=subprocess.STDOUT,
+        stdout=order.log_fd,
+        stderr=order.log_fd,
         cwd=spec.cwd,
-        env={**spec.env, **named, **own, **order["env"]},
+        env={**spec.env, **named, **own, **order.env},
         start_new_session=True,
-        pass_fds=order["gpu_fds"],
+        pass_fds=order.gpu_fds,
     )
     # Only the job holds its log now: a free lock on it means that no process of the job lives.
-    null = os.open(os.devnull, os.O_WRONLY)
-    for fd in (1, 2):
-        os.dup2(null, fd)
-    os.close(null)
+    os.close(order.log_fd)
     return child
 
 

@@ -6,7 +6,6 @@ Everything the queue keeps lies here: the record, the locks, logs, inputs and ou
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 import stat
@@ -148,6 +147,8 @@ def network_file_system(path: Path) -> str | None:
 
 def machine_id() -> str:
     """A short name that keeps two hosts that share a home apart."""
+    import hashlib
+
     try:
         text = Path("/etc/machine-id").read_text(encoding="ascii").strip()
     except (OSError, ValueError):

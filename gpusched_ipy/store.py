@@ -11,11 +11,10 @@ import os
 import sqlite3
 import stat
 import threading
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from gpusched_ipy import __version__
@@ -236,7 +235,7 @@ class Store:
         self, job: Job, gpus: tuple[str, ...], *, member: str, mem_bytes: int | None = None
     ) -> Job:
         """pending → starting: the job is ``member``'s, on these GPUs, as a new attempt."""
-        attempt = uuid.uuid4().hex
+        attempt = os.urandom(16).hex()
         claimed = replace(
             job,
             member=member,
@@ -594,8 +593,7 @@ def _migrate(db: sqlite3.Connection) -> None:
             f"{SCHEMA_VERSION}); upgrade this environment"
         )
     for number in range(version + 1, SCHEMA_VERSION + 1):
-        folder = resources.files("gpusched_ipy") / "migrations"
-        script = next(item for item in folder.iterdir() if item.name.startswith(f"{number:04d}_"))
+        (script,) = (Path(__file__).parent / "migrations").glob(f"{number:04d}_*.sql")
         text = script.read_text(encoding="utf-8")
         db.executescript(f"BEGIN;\n{text}\nPRAGMA user_version = {number};\nCOMMIT;")
 

@@ -1,10 +1,17 @@
-"""Starts a shim for each command; the shim owns the job from then on and outlives this process."""
+"""Starts a shim for each command; the shim owns the job from then on and outlives this process.
+
+One shim is kept started and parked: it has imported what it needs and waits for its order, so that
+the next command begins at once. The order goes through an unnamed socket pair, together with the
+descriptors of the log and of the GPU locks.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import socket
+import threading
 from typing import TYPE_CHECKING
 
 from gpusched_ipy.errors import GpuSchedError
@@ -22,11 +29,63 @@ _log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3
 
 
+class ParkedShim:
+    """A started shim that waits for its order; it leaves by itself when nobody can send one."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._claim: Claim | None = None
+        self._mutex = threading.Lock()
+        self._status: int | None = None
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            argv = python_argv("shim", "--state-dir", str(store.state.root))
+            spawn_detached(argv, stdin=theirs.fileno(), on_exit=self._ended)
+
+    def order(self, claim: Claim, log: int) -> bool:
+        """Send the order; False where the shim has died, so that another one is needed."""
+        with self._mutex:
+            if self._status is not None:
+                return False
+            self._claim = claim
+        text = {
+            "job": claim.job.id,
+            "epoch": claim.job.epoch,
+            "claimed_by": claim.job.member,
+            "env": dict(claim.env),
+        }
+        with self._socket:
+            try:
+                fds = [log, *claim.lock_fds]
+                socket.send_fds(self._socket, [json.dumps(text).encode()], fds)
+            except BrokenPipeError:
+                self._claim = None
+                return False
+        return True
+
+    def dismiss(self) -> None:
+        """Let a parked shim go."""
+        self._socket.close()
+
+    def _ended(self, status: int) -> None:
+        """The shim is gone: if its job never began, give it back or give it up."""
+        with self._mutex:
+            self._status = status
+            claim = self._claim
+        if claim is None:
+            return
+        try:
+            _settle(self._store, claim.job, status)
+        except GpuSchedError as exc:
+            _log.error("job %d: the end of its shim cannot be recorded: %s", claim.job.id, exc)
+
+
 class CommandRunner:
     """Begins commands, each under a shim of its own."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._parked: ParkedShim | None = None
         self.scheduler: Scheduler | None = None
 
     def ready(self, job: Job) -> bool:
@@ -34,46 +93,41 @@ class CommandRunner:
         return True
 
     def start(self, claim: Claim) -> None:
-        """Start the shim; it takes the claim over, or finds itself fenced and leaves."""
+        """Order a shim to take the claim over; it does, or finds itself fenced and leaves."""
         assert self.scheduler is not None
         assert claim.job.attempt is not None
         log = create_log(self._store.state.log(claim.job.attempt))
-        order = {
-            "state_dir": str(self._store.state.root),
-            "job": claim.job.id,
-            "epoch": claim.job.epoch,
-            "claimed_by": claim.job.member,
-            "gpu_fds": list(claim.lock_fds),
-            "env": dict(claim.env),
-        }
         try:
-            spawn_detached(
-                python_argv("shim"),
-                stdin=json.dumps(order).encode(),
-                stdout=log,
-                pass_fds=claim.lock_fds,
-                on_exit=lambda status: self._ended(claim, status),
-            )
+            parked = self._parked or ParkedShim(self._store)
+            while not parked.order(claim, log):
+                parked = ParkedShim(self._store)
         finally:
             os.close(log)
         self.scheduler.hand_over(claim)
+        self._parked = ParkedShim(self._store)
 
     def cancel(self, job: Job) -> None:
         """Nothing to do: a shim hears of a cancel by itself, and fences what has not begun."""
 
-    def _ended(self, claim: Claim, status: int) -> None:
-        """The shim is gone: if the job never began, give it back or give it up."""
-        try:
-            with self._store.writing():
-                job = self._store.job(claim.job.id)
-                if (job.state, job.epoch) != (JobState.STARTING, claim.job.epoch):
-                    return
-                why = f"its shim ended with status {status} before the job began"
-                if job.attempts < MAX_ATTEMPTS:
-                    self._store.unclaim(job, why)
-                else:
-                    self._store.finish_if_active(
-                        job.id, epoch=job.epoch, state=JobState.FAILED, error=f"{why}; see its log"
-                    )
-        except GpuSchedError as exc:
-            _log.error("job %d: the end of its shim cannot be recorded: %s", claim.job.id, exc)
+    def park(self) -> None:
+        """Have a shim ready for the first command."""
+        self._parked = self._parked or ParkedShim(self._store)
+
+    def close(self) -> None:
+        """Dismiss the parked shim; those with a job go on."""
+        if self._parked is not None:
+            self._parked.dismiss()
+            self._parked = None
+
+
+def _settle(store: Store, claimed: Job, status: int) -> None:
+    """Return a job that its shim never began; give it up when that happens again and again."""
+    with store.writing():
+        job = store.job(claimed.id)
+        if (job.state, job.epoch) != (JobState.STARTING, claimed.epoch):
+            return
+        why = f"its shim ended with status {status} before the job began"
+        if job.attempts < MAX_ATTEMPTS:
+            store.unclaim(job, why)
+        else:
+            store.finish_if_active(job.id, epoch=job.epoch, state=JobState.FAILED, error=why)
