@@ -220,6 +220,8 @@ class Allocation:
     expected_end_mono: float | None = None  # by walltime or learned duration
     ended_mono: float | None = None
     label: str = ""  # for wait reasons: "job 12 (train)"
+    owner: str = ""  # the notebook or terminal of its job, for turns between them
+    array: str | None = None  # the sweep of its job, for max_running
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,120 @@
+"""The decision: which job starts on which GPU now, and why each other one waits. Pure.
+
+State in, decision out: it reads no clock, no file, no GPU, and changes nothing. The order is in
+``order.py``, what lets a job stand in the line in ``standing.py``, the rule for one GPU in
+``fit.py``, starts, reservations and backfill in ``plan.py``; here they meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Unpack
+
+from gpusched_ipy.config import Instant, Settings
+from gpusched_ipy.job import Allocation, Job, WaitCode, WaitReason
+from gpusched_ipy.order import Line
+from gpusched_ipy.plan import Plan, Reservation, Start
+from gpusched_ipy.snapshot import Snapshot
+from gpusched_ipy.standing import Facts, Known
+
+__all__ = ["REASONS", "Decision", "Line", "Reservation", "Start", "confirm", "decide", "reason_for"]
+
+REASONS = 200  # so many reasons are worked out at every decision; the rest on view
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What to do now. Up to ``limit`` jobs have a reason, those nearest to their turn first."""
+
+    starts: tuple[Start, ...]
+    reasons: Mapping[int, WaitReason]
+    reservations: tuple[Reservation, ...]
+    never: Mapping[int, WaitReason]  # jobs to end: what they depend on has ended badly
+
+
+def decide(
+    jobs: Iterable[Job] | Line,
+    snapshot: Snapshot | None,
+    allocations: Sequence[Allocation],
+    settings: Settings,
+    now: Instant,
+    *,
+    limit: int = REASONS,
+    **known: Unpack[Known],
+) -> Decision:
+    """Which pending jobs start now, and why the others wait.
+
+    Args:
+        jobs: the pending jobs in any order, or a :class:`Line` of them kept between decisions.
+        snapshot: the newest reading, its processes attributed to jobs and members.
+        allocations: the GPUs of ours now, and those given back within the last minutes.
+        settings: the thresholds and the order.
+        now: this moment.
+        limit: for how many jobs to say why they wait.
+        known: what else is known: members, ended, expected, memory, drained
+            (see :class:`~gpusched_ipy.standing.Known`); all may be left out.
+    """
+    line = jobs if isinstance(jobs, Line) else Line(jobs)
+    facts = Facts(snapshot=snapshot, allocations=allocations, settings=settings, now=now, **known)
+    plan = Plan(facts, limit)
+    for job in _ordered(line, facts, plan):
+        plan.consider(job)
+        if plan.done():
+            break
+    return Decision(
+        starts=tuple(plan.starts),
+        reasons=plan.reasons,
+        reservations=tuple(reservation for reservation, _ in plan.reservations),
+        never=plan.never,
+    )
+
+
+def reason_for(
+    job_id: int,
+    jobs: Iterable[Job] | Line,
+    snapshot: Snapshot | None,
+    allocations: Sequence[Allocation],
+    settings: Settings,
+    now: Instant,
+    **known: Unpack[Known],
+) -> WaitReason | None:
+    """Why that one job waits, however far behind it is; None when it starts now or is not there."""
+    line = jobs if isinstance(jobs, Line) else Line(jobs)
+    decision = decide(line, snapshot, allocations, settings, now, limit=len(line), **known)
+    return decision.reasons.get(job_id)
+
+
+def confirm(
+    job: Job,
+    gpus: Sequence[str],
+    snapshot: Snapshot | None,
+    allocations: Sequence[Allocation],
+    settings: Settings,
+    now: Instant,
+    **known: Unpack[Known],
+) -> WaitReason | None:
+    """Check one start again, on a reading taken under the lock; None when it may go ahead.
+
+    It looks at the GPUs only: order, holds and dependencies were decided. An allocation of ``job``
+    itself does not count, so it may be called before or after the claim.
+    """
+    others = [one for one in allocations if one.job_id != job.id]
+    facts = Facts(snapshot=snapshot, allocations=others, settings=settings, now=now, **known)
+    facts = replace(facts, drained=False)
+    if facts.blind is not None:
+        return facts.blind
+    rooms = {room.gpu.uuid: room for room in Plan(facts, limit=1).candidates(job)}
+    for uuid in gpus:
+        if uuid not in rooms:
+            return WaitReason(code=WaitCode.NO_READING, text=f"{uuid} cannot be given any more")
+        refusal = rooms[uuid].refusal(facts.ask(job))
+        if refusal is not None:
+            return refusal
+    return None
+
+
+def _ordered(line: Line, facts: Facts, plan: Plan) -> Iterator[Job]:
+    if facts.settings.order == "fair":
+        return line.fair(plan.stands, facts.settings.aging_s, facts.allocations)
+    return line.shortest(plan.stands, facts.area_s, facts.overdue)

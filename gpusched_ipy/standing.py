@@ -1,0 +1,190 @@
+"""Whether a job may start at all, whatever the GPUs do now; pure. A job that may not blocks nobody.
+
+:class:`Facts` is everything a decision knows besides the jobs themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import inf
+from typing import TypedDict
+
+from gpusched_ipy import reasons
+from gpusched_ipy.config import Instant, Settings
+from gpusched_ipy.fit import Ask
+from gpusched_ipy.job import (
+    BOUND_KINDS,
+    FINAL,
+    Allocation,
+    Job,
+    JobKind,
+    JobState,
+    Member,
+    WaitCode,
+    WaitReason,
+)
+from gpusched_ipy.snapshot import Gpu, Snapshot
+from gpusched_ipy.text import format_duration
+
+STALE_INTERVALS = 3  # a reading older than so many sample intervals starts nothing …
+STALE_FLOOR_S = 2.0  # … but never younger than this
+OVERDUE_STEPS = 12  # times aging_s: so long may `shortest` pass a job by
+
+
+class Known(TypedDict, total=False):
+    """What a caller may know besides the reading; each may be left out."""
+
+    members: Mapping[str, Member]  # the processes that use the queue, by key
+    ended: Mapping[int, JobState]  # the states of jobs that others depend on; missing: not ended
+    expected: Mapping[int, float]  # seconds that a job is expected to run, by id, from its history
+    memory: Mapping[int, int]  # bytes that a job is expected to need on each GPU, likewise
+    drained: bool  # the user has stopped new starts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """All that a decision looks at besides the jobs; see :func:`gpusched_ipy.policy.decide`."""
+
+    snapshot: Snapshot | None
+    allocations: Sequence[Allocation]
+    settings: Settings
+    now: Instant
+    members: Mapping[str, Member] = field(default_factory=dict)
+    ended: Mapping[int, JobState] = field(default_factory=dict)
+    expected: Mapping[int, float] = field(default_factory=dict)
+    memory: Mapping[int, int] = field(default_factory=dict)
+    drained: bool = False
+
+    @cached_property
+    def gpus(self) -> tuple[Gpu, ...]:
+        """What can be given: no card whose MIG instances are listed beside it."""
+        listed = self.snapshot.gpus if self.snapshot is not None else ()
+        parents = {gpu.parent for gpu in listed}
+        return tuple(gpu for gpu in listed if gpu.uuid not in parents)
+
+    @cached_property
+    def blind(self) -> WaitReason | None:
+        """Why nothing can start anywhere: there is no reading to trust."""
+        snapshot = self.snapshot
+        if self.drained:
+            text = "the queue is drained; resume it to start jobs again"
+            return WaitReason(code=WaitCode.DRAINED, text=text)
+        if snapshot is None:
+            return _no_reading("the GPUs have not been read yet")
+        if snapshot.problem is not None:
+            return _no_reading(f"the GPUs cannot be read: {snapshot.problem}")
+        limit_s = max(STALE_INTERVALS * self.settings.sample_interval_s, STALE_FLOOR_S)
+        age_s = snapshot.age_s(self.now.mono)
+        if self.settings.sampling and age_s > limit_s:
+            return _no_reading(f"the last reading of the GPUs is {format_duration(age_s)} old")
+        return None if self.gpus else _no_reading("this machine has no GPU that can be read")
+
+    def standing(self, job: Job) -> WaitReason | None:
+        """Why ``job`` may not start whatever the GPUs do; None when it stands in the line."""
+        if job.cancel_requested:
+            return WaitReason(code=WaitCode.HELD, text="being cancelled")
+        if job.held:
+            return WaitReason(code=WaitCode.HELD, text="held")
+        spec, request = job.spec, job.spec.request
+        if spec.engine != "local":
+            return WaitReason(code=WaitCode.ENGINE, text=f"waits for {spec.engine} to take it")
+        if request.begin_at is not None and request.begin_at > self.now.wall:
+            wait = format_duration(request.begin_at - self.now.wall)
+            return WaitReason(code=WaitCode.BEGIN_TIME, text=f"begins in {wait}")
+        if request.after or request.after_any:
+            blocked = self._dependency(request.after, request.after_any)
+            if blocked is not None:
+                return blocked
+        if self._kernel_busy(job):
+            return kernel_busy()
+        return None
+
+    def never(self, job: Job) -> WaitReason | None:
+        """Why ``job`` will never start; its scheduler ends it."""
+        for number in job.spec.request.after:
+            state = self.ended.get(number)
+            if state in FINAL and state is not JobState.COMPLETED:
+                text = f"job {number} {_ENDED[state]}: it will never start"
+                return WaitReason(code=WaitCode.DEPENDENCY, text=text)
+        return None
+
+    def ask(self, job: Job) -> Ask:
+        """What ``job`` asks of each of its GPUs."""
+        home = job.spec.home if job.spec.kind in BOUND_KINDS else None
+        return Ask(job.spec.request.mem_bytes, self.memory.get(job.id), home)
+
+    def pinned(self, job: Job) -> tuple[str, ...] | None:
+        """The only GPUs that the kernel of ``job`` can use, when it is bound to some."""
+        if job.spec.home is None or job.spec.kind not in BOUND_KINDS:
+            return None
+        member = self.members.get(job.spec.home)
+        return None if member is None else member.pinned_gpus
+
+    def limit_s(self, job: Job) -> float | None:
+        """For how long it runs at most, as far as known: its walltime, else what history says."""
+        walltime = job.spec.request.time_s
+        return self.expected.get(job.id) if walltime is None else walltime
+
+    def area_s(self, job: Job) -> float:
+        """GPU seconds that ``job`` is expected to take; inf where nothing is known."""
+        walltime = job.spec.request.time_s
+        expected = self.expected.get(job.id, walltime)
+        return inf if expected is None else job.spec.request.gpus * expected
+
+    def overdue(self, job: Job) -> bool:
+        """Whether ``job`` has waited past its bound (order ``shortest``)."""
+        return self.now.mono - job.queued_mono > OVERDUE_STEPS * self.settings.aging_s
+
+    def _dependency(self, after: Sequence[int], after_any: Sequence[int]) -> WaitReason | None:
+        waits = [number for number in (*after, *after_any) if self.ended.get(number) not in FINAL]
+        if waits:
+            text = f"after {reasons.numbers(waits)}"
+            return WaitReason(code=WaitCode.DEPENDENCY, text=text)
+        for number in after:
+            state = self.ended[number]
+            if state is not JobState.COMPLETED:
+                text = f"job {number} {_ENDED[state]}: it will never start"
+                return WaitReason(code=WaitCode.DEPENDENCY, text=text)
+        return None
+
+    def _kernel_busy(self, job: Job) -> bool:
+        spec = job.spec
+        if spec.kind is not JobKind.CELL or spec.in_place or spec.home is None:
+            return False
+        member = self.members.get(spec.home)
+        return member is not None and member.busy
+
+
+_ENDED = {
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "was cancelled",
+    JobState.TIMEOUT: "ran out of time",
+    JobState.LOST: "was lost",
+}
+
+
+def kernel_busy() -> WaitReason:
+    """The cell's kernel runs something else."""
+    return WaitReason(code=WaitCode.KERNEL_BUSY, text="its kernel is busy")
+
+
+def matching(on_gpu: str, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """The GPUs that ``on_gpu`` means: a UUID (a card's stands for its instances), an index, or a
+    part of the name (a MIG profile is one), in this order."""
+    wanted = on_gpu.strip().casefold()
+    tests: tuple[Callable[[Gpu], bool], ...] = (
+        lambda gpu: wanted in (gpu.uuid.casefold(), (gpu.parent or "").casefold()),
+        lambda gpu: wanted == str(gpu.index),
+        lambda gpu: wanted in gpu.name.casefold(),
+    )
+    for fits in tests:
+        found = tuple(gpu for gpu in gpus if fits(gpu))
+        if found:
+            return found
+    return ()
+
+
+def _no_reading(text: str) -> WaitReason:
+    return WaitReason(code=WaitCode.NO_READING, text=text)
