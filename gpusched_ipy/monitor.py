@@ -210,7 +210,7 @@ class Monitor:
     def sharing(self) -> str:
         """How this process shares readings with others, in one line for people."""
         with self._cond:
-            running = self._running
+            running = self._running if self._wants else None
         if self._state_dir is None:
             return "off: no state directory"
         if running is None or running.sampler.shared is None:

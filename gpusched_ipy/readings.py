@@ -225,6 +225,6 @@ class SharedReadings:
 
     def _fault(self, exc: OSError) -> None:
         problem = f"readings are not shared: {exc.strerror or exc} ({exc.filename or self.path})"
-        if problem != self.problem:
+        if self.problem is None:  # once, until it has worked again
             _log.warning("%s", problem)
         self.problem = problem
