@@ -1,0 +1,424 @@
+"""The panel's own thread: it beats, sends what is new, and does what the buttons ask.
+
+It knows pages only as names that beat, and a function that sends; it runs without Jupyter. While
+no page can be seen there is no thread, no wanted reading and no subscription: that costs nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from gpusched_ipy.backends import Detail
+from gpusched_ipy.config import Clock, Settings, SystemClock
+from gpusched_ipy.errors import GpuSchedError
+from gpusched_ipy.job import PRIORITY_RANGE, Job
+from gpusched_ipy.panel_feed import (
+    PAGE,
+    REPEATED,
+    WINDOW_S,
+    JobPage,
+    pack,
+    problem_of,
+    state_message,
+    thin,
+)
+from gpusched_ipy.snapshot import Gpu, Snapshot
+
+_log = logging.getLogger(__name__)
+
+BEAT_S = 2.0  # how often a page beats
+SILENCE_S = 3 * BEAT_S + 1.0  # a page that was not heard for so long is gone
+ANSWERS_S = 5.0  # for how long an answer to a click is repeated
+REASONS_S = 2.0  # wait reasons change without a move of the job: they are read this often
+
+Send = Callable[[dict[str, Any], bytes | None], None]
+
+
+class Readings(Protocol):
+    """What the panel needs of the monitor."""
+
+    def want(self, who: str, interval_s: float | None = None, detail: Detail = ...) -> None: ...
+    def unwant(self, who: str) -> None: ...
+    def latest(self, detail: Detail = ...) -> Snapshot | None: ...
+    def history(self, seconds: float) -> tuple[Snapshot, ...]: ...
+    @property
+    def explanation(self) -> str | None: ...
+
+
+class PanelQueue(Protocol):
+    """What the panel needs of the queue."""
+
+    def page(self, offset: int, limit: int) -> Sequence[Job]:
+        """Jobs not yet ended in the order of the queue: who runs, who waits, who is held."""
+        ...
+
+    def counts(self) -> Mapping[str, int]:
+        """How many jobs are ``running`` (or starting), ``waiting`` and ``held``."""
+        ...
+
+    def ran_since(self, wall: float) -> Sequence[Job]:
+        """Jobs that had a GPU at ``wall`` (s since the epoch) or later."""
+        ...
+
+    @property
+    def drained(self) -> str | None: ...
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]: ...
+    def cancel(self, *references: int) -> object: ...
+    def hold(self, *references: int) -> object: ...
+    def release(self, *references: int) -> object: ...
+    def set_priority(self, references: Iterable[int], priority: int) -> object: ...
+    def top(self, reference: int) -> object: ...
+    def drain(self) -> object: ...
+    def resume(self) -> object: ...
+
+
+class Host(Protocol):
+    """What the panel must know of the process it lives in."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether messages of pages may be waiting for the main thread."""
+        ...
+
+    @property
+    def free_since(self) -> float:
+        """Since when (monotonic, s) they have not."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AlwaysFree:
+    """A host whose messages never wait."""
+
+    busy: bool = False
+    free_since: float = 0.0
+
+
+@dataclass(slots=True)
+class _View:
+    heard: float  # monotonic, s
+    visible: bool = True
+
+
+@dataclass(slots=True)
+class _Shown:
+    """What has been sent and what it was made of."""
+
+    state: dict[str, Any] | None = None
+    rev: int = 0
+    layout: int = 0
+    keys: tuple[str, ...] = ()
+    gpus: tuple[Gpu, ...] = ()  # those of the last good reading
+    page: JobPage = field(default_factory=JobPage)
+    page_at: float = float("-inf")
+    last: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=REPEATED))
+
+
+class PanelLoop:
+    """Feeds the pages of one panel.
+
+    Args:
+        queue: what is shown and steered.
+        monitor: gives the readings.
+        settings: ``panel_hz``.
+        send: sends one message to every page; called from the panel's thread.
+        host: tells when the silence of a page means nothing.
+        name: names the want at the monitor.
+    """
+
+    def __init__(
+        self,
+        queue: PanelQueue,
+        monitor: Readings,
+        settings: Settings,
+        send: Send,
+        *,
+        host: Host | None = None,
+        clock: Clock | None = None,
+        name: str = "panel",
+    ) -> None:
+        self._queue = queue
+        self._monitor = monitor
+        self._send = send
+        self._host = host or AlwaysFree()
+        self._clock = clock or SystemClock()
+        self._name = name
+        self.every_s = 1.0 / min(4.0, settings.panel_hz)
+        self._cond = threading.Condition()
+        self._inbox: deque[Mapping[str, Any]] = deque()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        # The rest belongs to the thread.
+        self._views: dict[str, _View] = {}
+        self._shown = _Shown()
+        self._changed = True
+        self._offset = 0
+        self._seq = 0
+        self._heard_while_busy = False  # the front end's messages pass a running cell
+        self._done: deque[str] = deque(maxlen=256)  # clicks: each is obeyed once
+        self._answers: deque[tuple[float, list[Any]]] = deque(maxlen=64)
+
+    @property
+    def working(self) -> bool:
+        """Whether the panel's thread runs: only while a page can be seen."""
+        with self._cond:
+            return self._thread is not None
+
+    def expect(self) -> None:
+        """A page is about to open: send although none has been heard yet."""
+        self.receive({"t": "expect", "v": ""})
+
+    def receive(self, message: Mapping[str, Any]) -> None:
+        """Take a message of a page. Only puts it down; may be called from any thread."""
+        with self._cond:
+            if self._closed:
+                return
+            if self._thread is None:
+                if message.get("t") in ("bye", "hide"):
+                    return
+                self._thread = threading.Thread(
+                    target=self._run, name="gpusched-panel", daemon=True
+                )
+                self._thread.start()
+            self._inbox.append(message)
+            self._cond.notify()
+
+    def close(self) -> None:
+        """End the thread; nothing is sent afterwards."""
+        with self._cond:
+            self._closed = True
+            thread = self._thread
+            self._cond.notify()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(2.0)
+
+    # The thread ----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._monitor.want(self._name, self.every_s, Detail.FULL)
+        leave = self._queue.subscribe(self._on_change)
+        self._views.clear()
+        due = self._mono()
+        try:
+            while self._take_messages(due):
+                if not self._alive():
+                    continue
+                self._beat()
+                due = self._mono() + self.every_s
+        finally:
+            leave()
+            self._monitor.unwant(self._name)
+            with self._cond:
+                self._thread = None
+
+    def _take_messages(self, due: float) -> bool:
+        """Wait for messages or the next beat; False when nobody can see the panel any more."""
+        with self._cond:
+            while not self._closed and not self._inbox and (wait := due - self._mono()) > 0:
+                self._cond.wait(wait)
+            messages = list(self._inbox)
+            self._inbox.clear()
+        for message in messages:
+            self._handle(message)
+        with self._cond:
+            if self._closed:
+                return False
+            if self._alive() or self._inbox:
+                return True
+            # Decided under the lock: a page that comes now finds no thread, and starts one.
+            self._thread = None
+            return False
+
+    def _on_change(self, *_: object) -> None:
+        self._changed = True
+
+    def _handle(self, message: Mapping[str, Any]) -> None:
+        kind, name = message.get("t"), str(message.get("v", ""))
+        if kind == "bye":
+            self._views.pop(name, None)
+        elif kind == "hide" and name in self._views:
+            self._views[name].visible = False
+        elif kind in ("hello", "beat", "expect"):
+            known = self._views.get(name)
+            self._views[name] = _View(self._mono())
+            if name:
+                self._views.pop("", None)
+                self._heard_while_busy |= self._host.busy
+            if kind == "hello" or known is None or not known.visible:
+                self._greet()
+        elif kind == "do":
+            self._click(message)
+
+    def _alive(self) -> bool:
+        """Whether somebody looks. A page that is silent although it could speak is forgotten."""
+        now = self._mono()
+        muted = self._host.busy and not self._heard_while_busy
+        since = now - SILENCE_S
+        if not muted and self._host.free_since < since:
+            for name in [name for name, view in self._views.items() if view.heard < since]:
+                del self._views[name]
+        return any(view.visible for view in self._views.values())
+
+    # Sending -------------------------------------------------------------------------------------
+
+    def _greet(self) -> None:
+        """Everything, for a page that has nothing yet."""
+        self._shown.state = None
+        self._refresh()
+        base = self._clock.now().wall
+        snapshots = thin(self._monitor.history(WINDOW_S))
+        counts, points = pack(snapshots, self._shown.keys, base)
+        past = {"t": "past", "lay": self._shown.layout, "base": base, "counts": counts}
+        self._send(past, points)
+
+    def _beat(self) -> None:
+        if "" in self._views:
+            self._greet()  # nobody has been heard yet: a page that opens now must not miss it
+        else:
+            self._refresh()
+        now = self._clock.now()
+        snapshot = self._monitor.latest()
+        last = self._shown.last
+        if snapshot and not snapshot.problem and (not last or last[-1] is not snapshot):
+            last.append(snapshot)
+        while self._answers and self._answers[0][0] < now.mono - ANSWERS_S:
+            self._answers.popleft()
+        counts, points = pack(list(last), self._shown.keys, now.wall)
+        self._seq += 1
+        tick = {
+            "t": "tick",
+            "seq": self._seq,
+            "rev": self._shown.rev,
+            "lay": self._shown.layout,
+            "now": now.wall,
+            "every": self.every_s,
+            "age": snapshot.age_s(now.mono) if snapshot else None,
+            "limit": max(5.0, 3 * self.every_s),
+            "problem": problem_of(snapshot),
+            "base": now.wall,
+            "counts": counts,
+            "answers": [answer for _, answer in self._answers],
+        }
+        self._send(tick, points)
+
+    def _refresh(self) -> None:
+        """Send the state if it is not the one that was sent last."""
+        shown = self._shown
+        snapshot = self._monitor.latest(Detail.FULL)
+        newest = self._monitor.latest()
+        if newest is not None and newest.problem:
+            snapshot = newest
+        if snapshot is not None and not snapshot.problem:
+            shown.gpus = snapshot.gpus
+        keys = tuple(gpu.uuid for gpu in shown.gpus)
+        if keys != shown.keys:
+            shown.keys = keys
+            shown.layout += 1
+            shown.last.clear()
+        self._read_queue()
+        source = self._source(snapshot)
+        wall = self._clock.now().wall
+        state = state_message(snapshot, shown.gpus, shown.page, source, wall)
+        if state == shown.state:
+            return
+        if shown.state is not None or shown.rev == 0:
+            shown.rev += 1
+        shown.state = state
+        self._send(state | {"rev": shown.rev, "lay": shown.layout, "now": wall}, None)
+
+    def _source(self, snapshot: Snapshot | None) -> str:
+        if snapshot is not None and not snapshot.problem:
+            return f"{snapshot.backend} · {snapshot.source}"
+        return self._monitor.explanation or "the first reading is on its way"
+
+    def _read_queue(self) -> None:
+        now = self._clock.now()
+        shown = self._shown
+        waits = shown.page.waiting > 0 and now.mono - shown.page_at >= REASONS_S
+        if not self._changed and not waits and shown.page.offset == self._offset:
+            return
+        self._changed = False
+        shown.page_at = now.mono
+        try:
+            shown.page = self._load_page(now.wall)
+        except GpuSchedError as exc:
+            self._changed = True
+            shown.page = JobPage(trouble=str(exc))
+
+    def _load_page(self, wall: float) -> JobPage:
+        counts = self._queue.counts()
+        total = sum(counts.values())
+        if self._offset >= total:
+            self._offset = max(0, (total - 1) // PAGE * PAGE)
+        return JobPage(
+            jobs=tuple(self._queue.page(self._offset, PAGE)),
+            offset=self._offset,
+            total=total,
+            running=counts["running"],
+            waiting=counts["waiting"],
+            held=counts["held"],
+            spans=tuple(self._queue.ran_since(wall - WINDOW_S)),
+            drained=bool(self._queue.drained),
+        )
+
+    # Clicks --------------------------------------------------------------------------------------
+
+    def _click(self, message: Mapping[str, Any]) -> None:
+        """Do what a button asks, once, and answer."""
+        click = str(message.get("c", ""))
+        if click in self._done:
+            return
+        self._done.append(click)
+        try:
+            good, text = True, self._obey(message)
+        except GpuSchedError as exc:
+            good, text = False, str(exc)
+        except Exception as exc:  # noqa: BLE001 - shown to who clicked, and logged
+            _log.exception("a click on the panel failed")
+            good, text = False, f"that failed: {type(exc).__name__}: {exc}"
+        self._changed = True
+        self._answers.append((self._mono(), [click, good, text]))
+        self._refresh()
+        self._beat()
+
+    def _obey(self, message: Mapping[str, Any]) -> str:
+        verb, job, value = message.get("verb"), message.get("id"), message.get("value")
+        queue = self._queue
+        if verb == "page" and isinstance(value, int):
+            self._offset = max(0, value)
+            return ""
+        if verb == "drain":
+            queue.drain()
+            return "Drained: what runs goes on, nothing new starts."
+        if verb == "resume":
+            queue.resume()
+            return "Resumed: pending jobs start again."
+        if not isinstance(job, int) or isinstance(job, bool):
+            raise GpuSchedError(f"the panel's page asked for something unknown ({verb!s})")
+        if verb == "priority" and isinstance(value, int):
+            low, high = PRIORITY_RANGE
+            queue.set_priority([job], min(high, max(low, value)))
+            return f"Job {job} has priority {value} now."
+        return self._steer(str(verb), job)
+
+    def _steer(self, verb: str, job: int) -> str:
+        queue = self._queue
+        verbs: dict[str, tuple[Callable[[int], object], str]] = {
+            "cancel": (queue.cancel, "Job {} is cancelled, or ends now if it runs."),
+            "hold": (queue.hold, "Job {} is held: it waits until it is released."),
+            "release": (queue.release, "Job {} is released."),
+            "top": (queue.top, "Job {} is the first in line."),
+        }
+        if verb not in verbs:
+            raise GpuSchedError(f"the panel's page asked for something unknown ({verb})")
+        action, text = verbs[verb]
+        action(job)
+        return text.format(job)
+
+    def _mono(self) -> float:
+        return self._clock.now().mono

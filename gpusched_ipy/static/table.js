@@ -1,0 +1,276 @@
+// The queue: one row a job, its state in a word and a sign, and the buttons that steer it.
+
+const LIVE = new Set(["pending", "starting", "running"]);
+
+function stateOf(job) {
+  if (job.cancel && LIVE.has(job.state)) return ["cancelled", "cancelling"];
+  if (job.state === "pending") return job.held ? ["held", "held"] : ["pending", "waiting"];
+  return [job.state, job.state];
+}
+
+function verbsOf(job) {
+  const waiting = job.state === "pending" && !job.cancel;
+  const live = LIVE.has(job.state) && !job.cancel;
+  return { up: waiting, down: waiting, hold: waiting && !job.held, release: waiting && job.held,
+    cancel: live };
+}
+
+class Row {
+  constructor(table, id) {
+    this.table = table;
+    this.id = id;
+    this.cells = {};
+    this.buttons = {};
+    this.node = h("tr", { class: "gsq-row", role: "row" });
+    for (const key of ["id", "name", "state", "priority", "owner", "reason", "since"]) {
+      const cell = key === "name"
+        ? h("th", { scope: "row", role: "rowheader", class: "gsq-c-name" })
+        : h("td", { role: "cell", class: `gsq-c-${key}` });
+      this.cells[key] = cell;
+      this.node.append(cell);
+    }
+    this.reason = h("div", { class: "gsq-clamp" }); // two lines, then an ellipsis
+    this.cells.reason.append(this.reason);
+    const group = h("td", { role: "cell", class: "gsq-c-do" });
+    for (const verb of ["up", "down", "hold", "release", "cancel"]) {
+      const button = h("button", { type: "button", tabindex: "-1", class: `gsq-button gsq-do-${verb}`,
+        "data-verb": verb, onclick: () => this.press(verb) }, icon(verb));
+      this.buttons[verb] = button;
+      group.append(button);
+    }
+    this.node.append(group);
+  }
+
+  update(job) {
+    this.job = job;
+    const [sign, word] = stateOf(job);
+    if (this.sign !== sign + word) {
+      this.cells.state.replaceChildren(
+        h("span", { class: `gsq-state gsq-is-${sign}` }, icon(sign), h("span", { text: word })));
+      this.sign = sign + word;
+    }
+    setText(this.cells.id, `#${job.id}`);
+    setText(this.cells.name, job.name);
+    this.cells.name.title = `${job.name} (${job.kind})`;
+    setText(this.cells.priority, String(job.priority));
+    this.cells.priority.title = "priority: higher runs first";
+    setText(this.cells.owner, job.owner.replace(/^notebook /, ""));
+    this.cells.owner.title = job.owner;
+    setText(this.reason, job.reason || "");
+    this.cells.reason.title = job.reason || "";
+    this.showButtons();
+  }
+
+  showButtons() {
+    const allowed = verbsOf(this.job);
+    const names = { up: "raise the priority of", down: "lower the priority of", hold: "hold",
+      release: "release", cancel: this.armed ? "press again to cancel the running" : "cancel" };
+    for (const [verb, button] of Object.entries(this.buttons)) {
+      const busy = this.table.isWaiting(this.id, verb);
+      const other = verb === "hold" ? "release" : verb === "release" ? "hold" : null;
+      button.hidden = other !== null && !allowed[verb] && (allowed[other] || verb === "release");
+      const off = !allowed[verb] || busy || this.table.deaf;
+      button.setAttribute("aria-disabled", String(off));
+      button.classList.toggle("gsq-busy", busy);
+      button.setAttribute("aria-busy", String(busy));
+      const label = `${names[verb]} job ${this.id} ${this.job.name}`;
+      button.setAttribute("aria-label", label);
+      button.title = `${label}${busy ? " (waits for the kernel)" : ""}`;
+    }
+    this.buttons.cancel.classList.toggle("gsq-armed", Boolean(this.armed));
+  }
+
+  press(verb) {
+    if (this.buttons[verb].getAttribute("aria-disabled") === "true") return;
+    if (verb === "cancel" && this.job.state !== "pending" && !this.armed) {
+      this.armed = setTimeout(() => { this.armed = null; this.showButtons(); }, 4000);
+      this.table.say(`Job ${this.id} is ${this.job.state}: press its cancel button again to end it.`);
+      this.showButtons();
+      return;
+    }
+    clearTimeout(this.armed);
+    this.armed = null;
+    this.table.press(this.job, verb);
+  }
+
+  tick(now) {
+    setText(this.cells.since, this.job.since === null ? "" : span(now - this.job.since));
+    if (this.job.since !== null) this.cells.since.title = `since ${clockTime(this.job.since)}`;
+  }
+}
+
+class QueueTable {
+  constructor(act, say) {
+    this.act = act; // (verb, job id or null, value) -> the click's number
+    this.say = say;
+    this.rows = new Map();
+    this.waiting = new Map(); // click -> {id, verb, at}
+    this.priorities = new Map(); // job -> the priority asked for and not yet shown
+    this.deaf = false;
+    this.offset = 0;
+    const heads = [["id", "Job"], ["name", "Name"], ["state", "State"], ["priority", "Priority"],
+      ["owner", "From"], ["reason", "Why it waits · where it runs"], ["since", "Since"], ["do", "Actions"]];
+    this.body = h("tbody", { role: "rowgroup" });
+    this.count = h("span", { class: "gsq-count" });
+    this.drain = h("button", { type: "button", class: "gsq-button gsq-wide gsq-drain",
+      onclick: () => this.pressDrain() });
+    this.range = h("span", { class: "gsq-dim" });
+    this.back = this.pageButton("previous", -1);
+    this.more = this.pageButton("next", 1);
+    this.pager = h("div", { class: "gsq-pager", role: "group", "aria-label": "pages of the queue" },
+      this.back, this.range, this.more);
+    this.empty = h("p", { class: "gsq-empty gsq-dim" });
+    this.table = h("table", { role: "table", "aria-label": "The queue: higher priority runs first" },
+      h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, ...heads.map(([key, text]) =>
+        h("th", { scope: "col", role: "columnheader", class: `gsq-c-${key}`, text })))),
+      this.body);
+    this.scroll = h("div", { class: "gsq-scroll" }, this.table);
+    this.node = h("section", { class: "gsq-queue", "aria-label": "The queue" },
+      h("header", {}, h("h4", { text: "Queue" }), this.count, this.drain),
+      this.scroll, this.empty, this.pager);
+    this.body.addEventListener("keydown", (e) => this.key(e));
+    this.body.addEventListener("focusin", (e) => this.rove(e.target.closest("button")));
+  }
+
+  pageButton(name, step) {
+    return h("button", { type: "button", class: "gsq-button", "aria-label": `${name} page`,
+      title: `${name} page`, onclick: () => {
+        const page = this.state.limit * step;
+        this.act("page", null, Math.max(0, this.state.offset + page));
+      } }, icon(name));
+  }
+
+  isWaiting(id, verb) {
+    for (const click of this.waiting.values()) if (click.id === id && click.verb === verb) return true;
+    return false;
+  }
+
+  press(job, verb) {
+    const step = { up: 1, down: -1 }[verb];
+    if (step === undefined) {
+      this.remember(this.act(verb, job.id, null), job.id, verb);
+    } else {
+      const from = this.priorities.get(job.id) ?? job.priority;
+      const to = Math.min(1000, Math.max(-1000, from + step));
+      this.priorities.set(job.id, to);
+      this.remember(this.act("priority", job.id, to), job.id, verb);
+    }
+    this.rows.get(job.id)?.showButtons();
+  }
+
+  pressDrain() {
+    if (this.drain.getAttribute("aria-disabled") === "true") return;
+    const verb = this.state.drained ? "resume" : "drain";
+    this.remember(this.act(verb, null, null), null, verb);
+    this.showDrain();
+  }
+
+  remember(click, id, verb) { this.waiting.set(click, { id, verb, at: performance.now() }); }
+
+  answered(click) {
+    const asked = this.waiting.get(click);
+    if (!asked) return false;
+    this.waiting.delete(click);
+    if (asked.id === null) this.showDrain();
+    else {
+      this.priorities.delete(asked.id);
+      this.rows.get(asked.id)?.showButtons();
+    }
+    return true;
+  }
+
+  // The oldest click that has waited for longer than a healthy kernel takes.
+  overdue() {
+    for (const click of this.waiting.values()) {
+      if (performance.now() - click.at > 1500) return click;
+    }
+    return null;
+  }
+
+  setDeaf(deaf) {
+    if (this.deaf === deaf) return;
+    this.deaf = deaf;
+    for (const row of this.rows.values()) row.showButtons();
+    if (this.state) this.showDrain();
+  }
+
+  update(state, now) {
+    this.state = state;
+    const focused = this.body.contains(document.activeElement) ? document.activeElement : null;
+    const seen = new Set();
+    state.jobs.forEach((job, place) => {
+      seen.add(job.id);
+      let row = this.rows.get(job.id);
+      if (!row) this.rows.set(job.id, (row = new Row(this, job.id)));
+      row.update(job);
+      row.tick(now);
+      if (this.body.children[place] !== row.node) {
+        this.body.insertBefore(row.node, this.body.children[place] || null);
+      }
+    });
+    for (const [id, row] of this.rows) {
+      if (seen.has(id)) continue;
+      row.node.remove();
+      this.rows.delete(id);
+    }
+    // Moving a row in the document takes its focus away: give it back.
+    if (focused && focused.isConnected && document.activeElement !== focused) focused.focus();
+    if (!this.body.querySelector('button[tabindex="0"]')) this.rove(this.body.querySelector("button:not([hidden])"));
+    this.showCounts(state);
+    this.showDrain();
+  }
+
+  showCounts(state) {
+    const { running, waiting, held } = state.counts;
+    const parts = [`${running} running`, `${waiting} waiting`];
+    if (held) parts.push(`${held} held`);
+    setText(this.count, parts.join(" · "));
+    this.empty.hidden = state.total > 0;
+    setText(this.empty, state.trouble || "Nothing is queued. A cell that begins with %%gpuqueue waits here for its GPU.");
+    this.table.hidden = state.total === 0;
+    this.pager.hidden = state.total <= state.limit && state.offset === 0;
+    const last = state.offset + state.jobs.length;
+    setText(this.range, `${Math.min(state.offset + 1, last)}–${last} of ${state.total}`);
+    this.back.disabled = state.offset === 0;
+    this.more.disabled = last >= state.total;
+  }
+
+  showDrain() {
+    const verb = this.state.drained ? "resume" : "drain";
+    const busy = this.isWaiting(null, verb);
+    this.drain.classList.toggle("gsq-busy", busy);
+    this.drain.classList.toggle("gsq-armed", this.state.drained);
+    this.drain.setAttribute("aria-disabled", String(busy || this.deaf));
+    this.drain.setAttribute("aria-busy", String(busy));
+    setText(this.drain, this.state.drained ? "Resume starts" : "Drain");
+    this.drain.title = this.state.drained
+      ? "let pending jobs start again"
+      : "start no new job; what runs goes on";
+    this.node.classList.toggle("gsq-drained", this.state.drained);
+  }
+
+  tick(now) { for (const row of this.rows.values()) row.tick(now); }
+
+  // One stop for the Tab key in the whole table; arrow keys move between its buttons.
+  rove(button) {
+    if (!button) return;
+    const before = this.body.querySelector('button[tabindex="0"]');
+    if (before) before.tabIndex = -1;
+    button.tabIndex = 0;
+  }
+
+  key(event) {
+    const button = event.target.closest("button");
+    const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    if (!button || !step) return;
+    event.preventDefault();
+    const row = button.closest("tr");
+    const shown = (node) => [...node.querySelectorAll("button:not([hidden])")];
+    const at = shown(row).indexOf(button);
+    const rows = [...this.body.children];
+    const next = rows[rows.indexOf(row) + step[0]];
+    if (!next) return;
+    const line = shown(next);
+    line[Math.min(line.length - 1, Math.max(0, at + step[1]))].focus();
+  }
+}
