@@ -15,6 +15,7 @@ from gpusched_ipy.config import Instant, Settings
 from gpusched_ipy.job import Allocation, Job, WaitCode, WaitReason
 from gpusched_ipy.order import Line
 from gpusched_ipy.plan import Plan, Reservation, Start
+from gpusched_ipy.shapes import Shapes
 from gpusched_ipy.snapshot import Snapshot
 from gpusched_ipy.standing import Facts, Known
 
@@ -65,7 +66,7 @@ def decide(
     return Decision(
         starts=tuple(plan.starts),
         reasons=plan.reasons,
-        reservations=tuple(reservation for reservation, _ in plan.reservations),
+        reservations=tuple(plan.reservations),
         never=plan.never,
     )
 
@@ -104,11 +105,12 @@ def confirm(
     facts = replace(facts, drained=False)
     if facts.blind is not None:
         return facts.blind
-    rooms = {room.gpu.uuid: room for room in Plan(facts, limit=1).candidates(job)}
+    shape = Shapes(facts).of(job)
+    rooms = {room.gpu.uuid: room for room in shape.pool.rooms}
     for uuid in gpus:
         if uuid not in rooms:
             return WaitReason(code=WaitCode.NO_READING, text=f"{uuid} cannot be given any more")
-        refusal = rooms[uuid].refusal(facts.ask(job))
+        refusal = rooms[uuid].refusal(shape.ask)
         if refusal is not None:
             return refusal
     return None

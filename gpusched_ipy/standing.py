@@ -13,9 +13,7 @@ from typing import TypedDict
 
 from gpusched_ipy import reasons
 from gpusched_ipy.config import Instant, Settings
-from gpusched_ipy.fit import Ask
 from gpusched_ipy.job import (
-    BOUND_KINDS,
     FINAL,
     Allocation,
     Job,
@@ -109,18 +107,6 @@ class Facts:
                 text = f"job {number} {_ENDED[state]}: it will never start"
                 return WaitReason(code=WaitCode.DEPENDENCY, text=text)
         return None
-
-    def ask(self, job: Job) -> Ask:
-        """What ``job`` asks of each of its GPUs."""
-        home = job.spec.home if job.spec.kind in BOUND_KINDS else None
-        return Ask(job.spec.request.mem_bytes, self.memory.get(job.id), home)
-
-    def pinned(self, job: Job) -> tuple[str, ...] | None:
-        """The only GPUs that the kernel of ``job`` can use, when it is bound to some."""
-        if job.spec.home is None or job.spec.kind not in BOUND_KINDS:
-            return None
-        member = self.members.get(job.spec.home)
-        return None if member is None else member.pinned_gpus
 
     def limit_s(self, job: Job) -> float | None:
         """For how long it runs at most, as far as known: its walltime, else what history says."""

@@ -453,7 +453,7 @@ class TestStanding:
             (job(1, after=(12,), after_any=(13,)), {}, "after #12, #13"),
             (job(1, after=(12,)), {"ended": {12: JobState.RUNNING}}, "after #12"),
             (job(1, gpus=2), {}, "needs 2 GPUs; this machine has 1"),
-            (job(1, on_gpu="H100"), {}, "needs 1 GPUs matching 'H100'; this machine has 0"),
+            (job(1, on_gpu="H100"), {}, "needs 1 GPU matching 'H100'; this machine has 0"),
             (
                 job(1, mem="40G"),
                 {},
