@@ -432,6 +432,14 @@ def test_gpu_time_between_two_readings_is_a_share(tools: Tools) -> None:
     assert shares == {"python": 0.25, "Safari": None}  # a counter that ran backwards is another's
 
 
+def test_nonsense_from_macmon_is_told(tools: Tools) -> None:
+    tools.stream("macmon", [b"error: cannot sample\n" * 20])
+    backend = tools.open("ioreg")
+    told = wait_for(lambda: backend.read().gpus[0].health_text)
+    assert told == "macmon prints what is not a reading"
+    assert backend.read().gpus[0].utilization == 0.26
+
+
 def test_pressure_is_read_each_time(tools: Tools) -> None:
     backend = tools.open("ioreg")
     (tools.root / "pressure").write_text("4\n")

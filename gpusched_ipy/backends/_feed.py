@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 _FIRST_PAUSE_S = 2.0
 _LONGEST_PAUSE_S = 300.0
+_HEADERS = 3  # lines before the first reading (a header, a greeting) are no fault
 
 
 class Feed(Generic[T]):
@@ -46,7 +47,7 @@ class Feed(Generic[T]):
         self._fresh_s = fresh_s
         self._stream: Stream | None = None
         self._newest: tuple[float, T] | None = None
-        self._unreadable = False
+        self._unreadable = 0  # documents in a row that were no reading
         self._failure: str | None = None
         self._pause_s = _FIRST_PAUSE_S
         self._retry_at = 0.0
@@ -56,7 +57,8 @@ class Feed(Generic[T]):
         """Why there is no reading now; None while there is one, or the first is still due."""
         if self._failure is not None:
             return self._failure
-        return f"{self.argv[0]} prints what is not a reading" if self._unreadable else None
+        nonsense = self._unreadable > _HEADERS
+        return f"{self.argv[0]} prints what is not a reading" if nonsense else None
 
     def latest(self) -> T | None:
         """The newest reading, or None; starts the tool where it does not run."""
@@ -66,7 +68,7 @@ class Feed(Generic[T]):
             return None
         for arrived, document in stream.drain():
             reading = self._parse(document)
-            self._unreadable = reading is None and self._newest is None
+            self._unreadable = self._unreadable + 1 if reading is None else 0
             if reading is not None:
                 self._newest = (arrived, reading)
                 self._failure, self._pause_s = None, _FIRST_PAUSE_S
@@ -91,7 +93,7 @@ class Feed(Generic[T]):
         if self._stream is not None:
             self._stream.close()
         self._stream = self._newest = self._failure = None
-        self._unreadable = False
+        self._unreadable = 0
         self._retry_at = 0.0
 
     def _running(self, now: float) -> Stream | None:

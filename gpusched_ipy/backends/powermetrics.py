@@ -36,6 +36,7 @@ IOREG_CLIENTS_ARGV = ("ioreg", "-l", "-r", "-d", "3", "-w", "0", "-c", "IOAccele
 PRESSURE_ARGV = ("sysctl", "-n", "kern.memorystatus_vm_pressure_level")
 MEMSIZE_ARGV = ("sysctl", "-n", "hw.memsize")
 _TIMEOUT_S = 5.0
+_LONGEST_S = 60.0  # the mean of a longer pause says nothing of the present
 _FRESH_S = INTERVAL_MS / 1000 + 3
 _VENDORS = (("AGX", "apple"), ("AMD", "amd"), ("ATI", "amd"), ("Intel", "intel"), ("NV", "nvidia"))
 
@@ -250,7 +251,7 @@ def _process(client: text.Client, owner: Owner, utilization: float | None) -> Gp
 
 def _busy(client: text.Client, before: _Times | None, now: float) -> float | None:
     """GPU time since the last reading over wall time; None without one or when it ran backwards."""
-    if before is None or client.gpu_ns is None or now <= before.mono:
+    if before is None or client.gpu_ns is None or not 0 < now - before.mono <= _LONGEST_S:
         return None
     earlier = before.gpu_ns.get((client.pid, client.name))
     if earlier is None or client.gpu_ns < earlier:
