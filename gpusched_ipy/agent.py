@@ -21,6 +21,7 @@ from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import JobKind
 from gpusched_ipy.locks import FileLock, Membership, alive_pid
 from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.process import survive_signals
 from gpusched_ipy.runners.command import CommandRunner
 from gpusched_ipy.scheduler import Scheduler
 from gpusched_ipy.statedir import StateDir, open_private, open_state_dir
@@ -143,8 +144,7 @@ def main(argv: Sequence[str]) -> int:
     settings = Settings.load({"state_dir": parser.parse_args(argv).state_dir})
     agent = Agent(settings)
     signal.signal(signal.SIGTERM, lambda *_: agent.stop())
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    survive_signals(signal.SIGINT, signal.SIGHUP)
     _log_to(agent.state.root / "agent.log")
     agent.run()
     return 0

@@ -47,7 +47,7 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
             {JobState.RUNNING, JobState.PENDING, JobState.FAILED, JobState.CANCELLED, JobState.LOST}
         ),
         JobState.RUNNING: frozenset({*FINAL, JobState.PENDING}),
-        JobState.COMPLETED: frozenset(),
+        JobState.COMPLETED: frozenset({JobState.PENDING}),
         JobState.FAILED: frozenset({JobState.PENDING}),
         JobState.CANCELLED: frozenset({JobState.PENDING}),
         JobState.TIMEOUT: frozenset({JobState.PENDING}),

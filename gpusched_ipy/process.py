@@ -160,6 +160,12 @@ def spawn_detached(
     return child.pid
 
 
+def survive_signals(*numbers: signal.Signals) -> None:
+    """Outlive these signals, without handing that on: a handler, unlike SIG_IGN, ends at exec."""
+    for number in numbers:
+        signal.signal(number, lambda *_: None)
+
+
 def become_subreaper() -> None:
     """Adopt every orphan among our descendants, so that none can leave by a double fork (Linux)."""
     if not _LINUX:

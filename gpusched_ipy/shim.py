@@ -23,7 +23,7 @@ from queue import Empty, SimpleQueue
 from gpusched_ipy import environment
 from gpusched_ipy.job import BOUND_KINDS, Job, JobState
 from gpusched_ipy.locks import Membership
-from gpusched_ipy.process import ProcessId, become_subreaper, end_tree
+from gpusched_ipy.process import ProcessId, become_subreaper, end_tree, survive_signals
 from gpusched_ipy.statedir import StateDir
 from gpusched_ipy.store import Store
 
@@ -57,8 +57,7 @@ class Order:
 def main(argv: Sequence[str]) -> int:
     """Wait for the order on the socket that stdin is, and run that job."""
     root = Path(argv[argv.index("--state-dir") + 1])
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    survive_signals(signal.SIGINT, signal.SIGHUP)
     become_subreaper()
     store = Store(StateDir(root))
     order = _receive()
@@ -89,7 +88,7 @@ def _obey(store: Store, order: Order) -> None:
     if job is not None:
         outcome = _run(store, job, order)
         with store.writing():
-            _record(store, job, outcome)
+            record(store, job, outcome)
             store.leave(membership.key)
     for fd in order.gpu_fds:
         os.close(fd)
@@ -107,7 +106,7 @@ def _run(store: Store, job: Job, order: Order) -> Outcome:
     leader = ProcessId.of(child.pid)
     if leader is not None and job.attempt is not None:
         store.set_process(job.attempt, leader)
-    return _supervise(store, job, child)
+    return supervise(store, job, child)
 
 
 def _start(store: Store, job: Job, order: Order) -> subprocess.Popen[bytes]:
@@ -130,7 +129,7 @@ def _start(store: Store, job: Job, order: Order) -> subprocess.Popen[bytes]:
     return child
 
 
-def _supervise(store: Store, job: Job, child: subprocess.Popen[bytes]) -> Outcome:
+def supervise(store: Store, job: Job, child: subprocess.Popen[bytes]) -> Outcome:
     """Wait for the end of the command, a cancel, or the walltime."""
     happened: SimpleQueue[str] = SimpleQueue()
 
@@ -149,6 +148,7 @@ def _supervise(store: Store, job: Job, child: subprocess.Popen[bytes]) -> Outcom
     finally:
         bell.close()
     end_tree(os.getpid(), first=signal.SIGTERM)
+    _collect_strays(child.pid)
     return _outcome(child.returncode, forced)
 
 
@@ -188,7 +188,8 @@ def _outcome(status: int, forced: JobState | None) -> Outcome:
     return Outcome(state=forced or ended, exit_code=exit_code, signal=number)
 
 
-def _record(store: Store, job: Job, outcome: Outcome) -> None:
+def record(store: Store, job: Job, outcome: Outcome) -> None:
+    """Record how the job ended, unless its claim has fallen meanwhile."""
     store.finish_if_active(
         job.id,
         epoch=job.epoch,

@@ -119,11 +119,16 @@ def open_private(path: Path, flags: int = os.O_RDWR) -> int:
         raise StateDirError(
             f"{path} cannot be opened ({exc.strerror}); remove what stands there"
         ) from exc
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink > 1:
+    if not is_ours_alone(os.fstat(fd)):
         os.close(fd)
         raise StateDirError(f"{path} is not a plain file of ours; remove what stands there")
     return fd
+
+
+def is_ours_alone(status: os.stat_result) -> bool:
+    """Whether it is a regular file of this user under one name only."""
+    plain = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+    return plain and status.st_nlink == 1
 
 
 def network_file_system(path: Path) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import stat
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +18,13 @@ from typing import Any
 
 from gpusched_ipy import __version__
 from gpusched_ipy.config import Clock, SystemClock
-from gpusched_ipy.errors import InvalidTransitionError, JobNotFoundError, StoreError, UserError
+from gpusched_ipy.errors import (
+    InvalidTransitionError,
+    JobNotFoundError,
+    StateDirError,
+    StoreError,
+    UserError,
+)
 from gpusched_ipy.job import (
     ACTIVE,
     BOUND_KINDS,
@@ -35,7 +40,7 @@ from gpusched_ipy.job import (
 from gpusched_ipy.locks import FileLock
 from gpusched_ipy.process import ProcessId, boot_id
 from gpusched_ipy.rows import in_this_boot, to_job, to_row
-from gpusched_ipy.statedir import StateDir, create_private, open_private
+from gpusched_ipy.statedir import StateDir, create_private, is_ours_alone, open_private
 
 SCHEMA_VERSION = 1
 _OPEN_STATES = "('pending','starting','running')"
@@ -581,8 +586,8 @@ def _make_private(state: StateDir) -> None:
     with suppress(FileExistsError):
         os.close(create_private(state.database))
     status = os.lstat(state.database)
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-        raise StoreError(f"{state.database} is not a plain file of yours; remove what stands there")
+    if not is_ours_alone(status):
+        raise StateDirError(f"{state.database} is not a plain file of yours; remove what is there")
 
 
 def _migrate(db: sqlite3.Connection) -> None:

@@ -1,0 +1,342 @@
+"""The loop by hand: real record, real locks, real monitor on scripted GPUs, a runner that notes."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import FakeScript, wait_until
+
+from gpusched_ipy.backends import Detail, Detected
+from gpusched_ipy.backends.fake import FakeBackend
+from gpusched_ipy.config import Clock, Settings, SystemClock
+from gpusched_ipy.job import Job, JobKind, JobSpec, JobState, Request
+from gpusched_ipy.locks import GpuLocks, Membership
+from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.scheduler import Claim, Scheduler
+from gpusched_ipy.snapshot import Snapshot
+from gpusched_ipy.statedir import StateDir, open_state_dir
+from gpusched_ipy.store import Store
+
+
+@dataclass
+class NotingRunner:
+    """Begins nothing: notes what it was told to begin and to cancel."""
+
+    is_ready: bool = True
+    fault: Exception | None = None
+    started: list[Claim] = field(default_factory=list)
+    cancelled: list[int] = field(default_factory=list)
+
+    def ready(self, job: Job) -> bool:
+        return self.is_ready
+
+    def start(self, claim: Claim) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self.started.append(claim)
+
+    def cancel(self, job: Job) -> None:
+        self.cancelled.append(job.id)
+
+
+class Bench:
+    """One member with its loop in the test's hands."""
+
+    def __init__(self, state: StateDir, settings: Settings, **monitor: Any) -> None:
+        self.settings = settings
+        self.store = Store(state)
+        self.monitor = Monitor(settings, **monitor)
+        self.membership = Membership(state)
+        self.runner = NotingRunner()
+        self.scheduler = Scheduler(
+            self.store, self.monitor, self.membership, {JobKind.COMMAND: self.runner}, settings
+        )
+        self._count = 0
+
+    def submit(self, **values: Any) -> Job:
+        self._count += 1
+        fields = {"kind": JobKind.COMMAND, "name": f"job{self._count}", "argv": ("true",)}
+        return self.store.submit(JobSpec(uid=f"{id(self)}-{self._count}", **{**fields, **values}))
+
+    def started(self) -> list[int]:
+        """The jobs begun so far, after one more round."""
+        self.scheduler.tick()
+        return [claim.job.id for claim in self.runner.started]
+
+    def why(self, job: Job) -> str:
+        reason = self.store.job(job.id).reason
+        return "" if reason is None else reason.text
+
+    def reading(self) -> Snapshot | None:
+        return self.monitor.latest(Detail.PROCESSES)
+
+    def close(self) -> None:
+        self.scheduler.stop()
+        self.monitor.stop()
+        self.membership.leave()
+        self.store.close()
+
+
+@pytest.fixture
+def state(settings: Settings) -> StateDir:
+    return open_state_dir(settings)
+
+
+@pytest.fixture
+def bench(state: StateDir, settings: Settings) -> Iterator[Bench]:
+    found = Bench(state, settings)
+    yield found
+    found.close()
+
+
+def test_a_free_gpu_is_given_once(bench: Bench) -> None:
+    first, second = bench.submit(), bench.submit()
+    wait_until(lambda: bench.started() == [first.id])
+    assert bench.started() == [first.id]
+    assert f"job {first.id}" in bench.why(second)
+    (claim,) = bench.runner.started
+    assert bench.scheduler.begin(claim) is not None
+    bench.scheduler.finish(claim, state=JobState.COMPLETED)
+    # Given on at once: nobody waits out a quiet window after a job of ours.
+    assert bench.started() == [first.id, second.id]
+
+
+def test_a_busy_gpu_is_waited_for(bench: Bench, fake: FakeScript) -> None:
+    fake.busy()
+    job = bench.submit()
+    wait_until(lambda: bench.started() == [] and "pid 4242, user user1" in bench.why(job))
+    assert "97 % used by python (pid 4242, user user1)" in bench.why(job)
+    fake.free()
+    wait_until(lambda: bench.started() == [job.id])
+
+
+def test_higher_priority_first_then_the_older(bench: Bench, fake: FakeScript) -> None:
+    fake.busy()
+    low, high, also_high = (bench.submit(priority=n) for n in (0, 3, 3))
+    wait_until(lambda: bench.started() == [] and bench.reading())
+    fake.free()
+    order = []
+    for _ in range(3):
+        wait_until(lambda: len(bench.started()) > len(order))
+        claim = bench.runner.started[-1]
+        order.append(claim.job.id)
+        bench.scheduler.begin(claim)
+        bench.scheduler.finish(claim, state=JobState.COMPLETED)
+    assert order == [high.id, also_high.id, low.id]
+
+
+def test_no_reading_starts_nothing(bench: Bench, fake: FakeScript) -> None:
+    fake.problem("the driver is gone")
+    job = bench.submit()
+    wait_until(lambda: bench.started() == [] and "the driver is gone" in bench.why(job))
+    fake.problem(None)
+    wait_until(lambda: bench.started() == [job.id])
+
+
+def test_held_drained_and_released(bench: Bench) -> None:
+    job = bench.submit(held=True)
+    bench.scheduler.tick()
+    assert bench.started() == []
+    bench.store.set_drained("by a test")
+    bench.store.set_held(job.id, False)
+    wait_until(lambda: bench.started() == [] and bench.why(job))
+    bench.store.set_drained(None)
+    wait_until(lambda: bench.started() == [job.id])
+
+
+def test_one_bad_job_does_not_stop_the_others(bench: Bench) -> None:
+    bench.runner.fault = RuntimeError("no shim today")
+    bad = bench.submit()
+    wait_until(lambda: bench.started() == [] and bench.store.job(bad.id).ended)
+    assert bench.store.job(bad.id).error == "could not be started: no shim today"
+    bench.runner.fault = None
+    good = bench.submit()
+    wait_until(lambda: bench.started() == [good.id])
+
+
+def test_a_gpu_that_a_leftover_holds_is_not_given(bench: Bench, state: StateDir) -> None:
+    locks = GpuLocks(state.root / "gpu")
+    fd = locks.try_lock("GPU-fake-0", shared=False)
+    assert fd is not None
+    job = bench.submit()
+    wait_until(lambda: bench.started() == [] and bench.why(job))
+    assert bench.store.job(job.id).state is JobState.PENDING
+    locks.close([fd])
+    wait_until(lambda: bench.started() == [job.id])
+
+
+def test_only_the_owner_is_told_of_a_cancel_and_once(bench: Bench) -> None:
+    job = bench.submit()
+    wait_until(lambda: bench.started() == [job.id])
+    bench.scheduler.begin(bench.runner.started[0])
+    bench.store.request_cancel(job.id)
+    bench.started()
+    bench.started()
+    assert bench.runner.cancelled == [job.id]
+
+
+def test_two_starts_in_a_row_never_share_a_card_by_accident(
+    state: StateDir, fake: FakeScript, settings: Settings
+) -> None:
+    """Before the first job shows any memory, its booking keeps the second one off."""
+    bench = Bench(state, settings)
+    shared = Request(mem_bytes=25 * 2**30)
+    one, two = bench.submit(request=shared), bench.submit(request=shared)
+    wait_until(lambda: bench.started() == [one.id])
+    assert bench.started() == [one.id]
+    bench.store.request_cancel(two.id)
+    small = bench.submit(request=Request(mem_bytes=8 * 2**30))
+    wait_until(lambda: bench.started() == [one.id, small.id])
+    bench.close()
+
+
+def test_a_desktop_does_not_count(bench: Bench, fake: FakeScript) -> None:
+    viewer = {"pid": 77, "user": "user1", "name": "Xorg", "memory": "150MiB", "kind": "graphics"}
+    fake.change(processes=[viewer], memory_used="150MiB", utilization=0.04)
+    job = bench.submit()
+    wait_until(lambda: bench.started() == [job.id])
+
+
+class Stranger(FakeBackend):
+    """A GPU that somebody takes at a moment of his own; it notes when each reading was busy."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(None, clock)
+        self.taken = False
+        self.readings: list[tuple[float, bool]] = []
+
+    def read(self, detail: Detail = Detail.FULL) -> Snapshot:
+        busy = self.taken
+        self.script({"gpus": [BUSY if busy else IDLE]})
+        snapshot = super().read(detail)
+        self.readings.append((snapshot.taken_mono, busy))
+        return snapshot
+
+
+IDLE = {
+    "uuid": "GPU-0",
+    "memory_total": "40GiB",
+    "memory_used": 0,
+    "utilization": 0,
+    "processes": [],
+}
+BUSY = {
+    **IDLE,
+    "memory_used": "30GiB",
+    "utilization": 0.99,
+    "processes": [{"pid": 4242, "user": "user1", "name": "python", "memory": "30GiB"}],
+}
+
+
+@pytest.mark.timeout(240)
+def test_a_stranger_around_our_dispatch(state: StateDir, settings: Settings) -> None:
+    """1,000 seeded trials: a job is never started on a reading that showed the stranger."""
+    backend = Stranger(SystemClock())
+    bench = Bench(state, settings, choose=lambda _settings, _clock: Detected(backend, ()))
+    starts = refusals = 0
+    for seed in range(1000):
+        dice = random.Random(seed)
+        backend.taken = False
+        bench.monitor.read_now()
+        bench.submit()
+        comes = threading.Timer(dice.uniform(0, 0.004), setattr, (backend, "taken", True))
+        backend.readings.clear()
+        comes.start()
+        for _ in range(dice.randint(1, 3)):
+            bench.scheduler.tick()
+        comes.join()
+        for claim in bench.runner.started:
+            # The last reading before the start is the one that was taken under the lock.
+            assert claim.gpus[0].utilization == 0, f"seed {seed}: started on a busy card"
+            starts += 1
+        refusals += not bench.runner.started
+        _clear(bench)
+    bench.close()
+    assert starts > 50, "the trials must reach the dispatch"
+    assert refusals > 50, "the stranger must come in time often enough"
+
+
+def _clear(bench: Bench) -> None:
+    for claim in bench.runner.started:
+        bench.scheduler.begin(claim)
+        bench.scheduler.finish(claim, state=JobState.COMPLETED)
+    bench.runner.started.clear()
+    for job in bench.store.jobs():
+        bench.store.request_cancel(job.id)
+    bench.scheduler.tick()
+
+
+MEMBER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_scheduler import Bench
+from gpusched_ipy.config import Settings
+from gpusched_ipy.job import JobState
+from gpusched_ipy.statedir import open_state_dir
+import fcntl, os
+settings = Settings.load()
+bench = Bench(open_state_dir(settings), settings)
+sys.stdin.readline()
+for _ in range(10):
+    bench.submit()
+done = 0
+while any(not job.ended for job in bench.store.jobs()):
+    bench.scheduler.tick()
+    for claim in bench.runner.started:
+        witness = os.open(sys.argv[1] + claim.job.gpus[0], os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(witness, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("GIVEN TWICE", claim.job.gpus, flush=True)
+        assert bench.scheduler.begin(claim) is not None
+        done += 1
+        os.close(witness)
+        bench.scheduler.finish(claim, state=JobState.COMPLETED)
+    bench.runner.started.clear()
+print("done", done, flush=True)
+bench.close()
+"""
+
+
+@pytest.mark.timeout(120)
+def test_members_that_start_in_the_same_second(
+    tmp_path: Path, fake: FakeScript, state_dir: Path
+) -> None:
+    """Three processes open one state directory at once; an outside witness sees who has the GPU."""
+    import subprocess
+    import sys
+
+    here = str(Path(__file__).parent)
+    members = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEMBER, str(tmp_path / "witness-"), here],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    for member in members:
+        assert member.stdin is not None
+        member.stdin.write("go\n")
+        member.stdin.flush()
+    outputs = [member.communicate(timeout=100) for member in members]
+    assert [member.returncode for member in members] == [0, 0, 0], outputs
+    assert not any("GIVEN TWICE" in out for out, _ in outputs)
+    assert sum(int(out.split()[-1]) for out, _ in outputs) == 30
+
+
+def test_the_loop_runs_by_itself_and_ends(bench: Bench, fake: FakeScript) -> None:
+    bench.scheduler.start()
+    bench.scheduler.start()
+    job = bench.submit()
+    wait_until(lambda: [claim.job.id for claim in bench.runner.started] == [job.id])
+    loops = [thread for thread in threading.enumerate() if thread.name == "gpusched-loop"]
+    assert len(loops) == 1
+    bench.scheduler.stop()
+    assert not loops[0].is_alive()
