@@ -185,7 +185,7 @@ def test_times_of_another_boot_are_estimated(
     store: Store, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = store.submit(spec())
-    monkeypatch.setattr("gpusched_ipy.store.boot_id", lambda: "the next boot")
+    monkeypatch.setattr("gpusched_ipy.lookup.boot_id", lambda: "the next boot")
     clock.mono, clock.wall = 10.0, clock.wall + 60
     assert store.job(job.id).queued_mono == 10.0 - 60
 

@@ -1,0 +1,161 @@
+"""The file of the record: opened private, written under the queue lock, safe across forks.
+
+It knows no job; :mod:`~gpusched_ipy.lookup`, :mod:`~gpusched_ipy.roster` and
+:mod:`~gpusched_ipy.store` build on it and, with it, are all that speaks SQL.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+
+from gpusched_ipy.config import Clock, SystemClock
+from gpusched_ipy.errors import StateDirError, StoreError
+from gpusched_ipy.locks import FileLock
+from gpusched_ipy.statedir import StateDir, create_private, is_ours_alone, open_private
+
+SCHEMA_VERSION = 1
+
+
+class Database:
+    """One SQLite file. One object per process; its methods may be called from any thread.
+
+    Raises:
+        StateDirError: something that is not ours stands where the file should be.
+        StoreError: the file cannot be opened, is damaged, or a newer version has written it.
+    """
+
+    def __init__(self, state: StateDir, clock: Clock | None = None) -> None:
+        self.state = state
+        self._clock = clock or SystemClock()
+        self._mutex = threading.RLock()
+        self._queue_lock = FileLock(state.queue_lock)
+        self._depth = 0
+        self._rang = False
+        self._pid = os.getpid()
+        with self._mutex, self._queue_lock:
+            self._db = self._open()
+
+    def close(self) -> None:
+        """Close the file; the object is of no use afterwards."""
+        with self._mutex, self._queue_lock:
+            self._db.close()
+
+    @contextmanager
+    def writing(self) -> Iterator[Self]:
+        """One write transaction under the queue lock; blocks inside it join it.
+
+        Raises:
+            StoreError: the record cannot be written (full disk, damage); nothing has changed.
+        """
+        with self._mutex:
+            if self._depth:
+                yield self
+                return
+            self._check_process()
+            with self._queue_lock:
+                self._depth, self._rang = 1, False
+                try:
+                    with _readable_errors(self.state):
+                        self._db.execute("BEGIN IMMEDIATE")
+                        try:
+                            yield self
+                            self._db.execute("COMMIT")
+                        except BaseException:
+                            if self._db.in_transaction:
+                                self._db.execute("ROLLBACK")
+                            raise
+                finally:
+                    self._depth = 0
+            if self._rang:
+                os.utime(self.state.bell)
+
+    def _event(
+        self, job_id: int | None, attempt: str | None, what: str, data: Mapping[str, Any]
+    ) -> int:
+        self._rang = True
+        done = self._db.execute(
+            "INSERT INTO events (at, job_id, attempt, what, data) VALUES (?, ?, ?, ?, ?)",
+            (self._clock.now().wall, job_id, attempt, what, json.dumps(data)),
+        )
+        return int(done.lastrowid or 0)
+
+    def _query(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        with self._mutex, _readable_errors(self.state):
+            self._check_process()
+            return self._db.execute(query, values)
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            # The connection belongs to the parent: closing it here would drop the parent's locks.
+            self._pid = os.getpid()
+            _ABANDONED.append(self._db)
+            self._mutex = threading.RLock()
+            self._queue_lock = FileLock(self.state.queue_lock)
+            with self._queue_lock:
+                self._db = self._open()
+
+    def _open(self) -> sqlite3.Connection:
+        os.close(open_private(self.state.bell))
+        _make_private(self.state)
+        with _readable_errors(self.state):
+            db = sqlite3.connect(self.state.database, isolation_level=None, check_same_thread=False)
+            db.row_factory = sqlite3.Row
+            # FULL: after a power cut a running job must not be pending again.
+            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                db.execute(f"PRAGMA {pragma}")
+            for pragma in (
+                "trusted_schema = OFF",
+                "cell_size_check = ON",
+                "journal_size_limit = 2097152",
+            ):
+                db.execute(f"PRAGMA {pragma}")
+            _migrate(db)
+        return db
+
+
+_ABANDONED: list[sqlite3.Connection] = []
+
+
+def _make_private(state: StateDir) -> None:
+    """Make the file 0600 before SQLite does; its companions take over the mode.
+
+    An existing one is only looked at: closing a descriptor of it would drop SQLite's locks in this
+    process.
+    """
+    with suppress(FileExistsError):
+        os.close(create_private(state.database))
+    status = os.lstat(state.database)
+    if not is_ours_alone(status):
+        raise StateDirError(f"{state.database} is not a plain file of yours; remove what is there")
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"the queue was written by a newer gpusched_ipy (schema {version}, this one knows "
+            f"{SCHEMA_VERSION}); upgrade this environment"
+        )
+    for number in range(version + 1, SCHEMA_VERSION + 1):
+        (script,) = (Path(__file__).parent / "migrations").glob(f"{number:04d}_*.sql")
+        text = script.read_text(encoding="utf-8")
+        db.executescript(f"BEGIN;\n{text}\nPRAGMA user_version = {number};\nCOMMIT;")
+
+
+@contextmanager
+def _readable_errors(state: StateDir) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as exc:
+        raise StoreError(f"the queue in {state.root} cannot be used now: {exc}") from exc
+    except sqlite3.DatabaseError as exc:
+        raise StoreError(
+            f"the queue in {state.root} is damaged ({exc}); `gpusched doctor` says what can be done"
+        ) from exc

@@ -1,0 +1,149 @@
+"""Looking at the record: jobs by id, name, page or revision, their events and leases. No writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpusched_ipy.database import Database
+from gpusched_ipy.errors import JobNotFoundError
+from gpusched_ipy.job import Job, JobState
+from gpusched_ipy.process import ProcessId, boot_id
+from gpusched_ipy.rows import in_this_boot, to_job
+
+OPEN_STATES = "('pending','starting','running')"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """One GPU of one job, as recorded."""
+
+    gpu: str
+    job_id: int
+    epoch: int
+    shared: bool
+    mem_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One thing that happened to a job; ``data`` depends on ``what``."""
+
+    id: int
+    at: float
+    job_id: int | None
+    attempt: str | None
+    what: str
+    data: Mapping[str, Any]
+
+
+class Lookup(Database):
+    """Everything that can be asked about jobs."""
+
+    def job(self, job_id: int) -> Job:
+        """The job of that id.
+
+        Raises:
+            JobNotFoundError: there is none.
+        """
+        found = self._one("SELECT * FROM jobs WHERE id = ?", (job_id,))
+        if found is None:
+            raise JobNotFoundError(job_id)
+        return found
+
+    def jobs(self, *, ended: bool = False, limit: int | None = None) -> list[Job]:
+        """Jobs in order of id: those not yet ended, or all; with ``limit`` only the newest ones."""
+        where = "" if ended else f"WHERE state IN {OPEN_STATES}"
+        tail = "" if limit is None else f"LIMIT {int(limit)}"
+        found = self._many(f"SELECT * FROM jobs {where} ORDER BY id DESC {tail}")
+        return found[::-1]
+
+    def named(self, pattern: str) -> list[Job]:
+        """Jobs whose name matches a pattern with ``*`` and ``?``, oldest first."""
+        return self._many("SELECT * FROM jobs WHERE name GLOB ? ORDER BY id", (_glob(pattern),))
+
+    def changed_since(self, rev: int | None) -> tuple[int, list[Job]]:
+        """The newest revision, and every job changed after ``rev`` (None: the open ones)."""
+        with self._mutex:
+            newest = self._query("SELECT max(rev) FROM jobs").fetchone()[0] or 0
+            if rev is None:
+                return newest, self.jobs()
+            if newest <= rev:
+                return rev, []
+            # What came between the two queries is found again next time: harmless.
+            return newest, self._many("SELECT * FROM jobs WHERE rev > ? ORDER BY id", (rev,))
+
+    def page(self, offset: int, limit: int, aging_s: float) -> list[Job]:
+        """A part of the jobs not yet ended: who runs, who waits in order of its (aged) priority,
+        then who is held."""
+        return self._many(
+            f"SELECT * FROM jobs WHERE state IN {OPEN_STATES} ORDER BY state = 'pending', held,"
+            " priority - submitted_at / ? DESC, id LIMIT ? OFFSET ?",
+            (aging_s, limit, offset),
+        )
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are ``running`` (or starting), ``waiting`` and ``held``."""
+        row = self._query(
+            "SELECT sum(state != 'pending') AS running,"
+            " sum(state = 'pending' AND NOT held) AS waiting,"
+            " sum(state = 'pending' AND held) AS held"
+            f" FROM jobs WHERE state IN {OPEN_STATES}"
+        ).fetchone()
+        return {name: row[name] or 0 for name in ("running", "waiting", "held")}
+
+    def ran_since(self, wall: float, limit: int = 500) -> list[Job]:
+        """Jobs that ran at ``wall`` (s since the epoch) or later, the newest ones, by start."""
+        found = self._many(
+            "SELECT * FROM (SELECT * FROM jobs WHERE started_at IS NOT NULL AND state IN"
+            f" {OPEN_STATES} UNION ALL SELECT * FROM jobs WHERE started_at IS NOT NULL"
+            " AND ended_at >= ?) ORDER BY started_at DESC LIMIT ?",
+            (wall, limit),
+        )
+        return found[::-1]
+
+    def states(self, ids: Iterable[int]) -> dict[int, JobState]:
+        """The states of these jobs; unknown ids are absent."""
+        wanted = json.dumps(list(ids))
+        rows = self._query(
+            "SELECT id, state FROM jobs WHERE id IN (SELECT value FROM json_each(?))", (wanted,)
+        )
+        return {row["id"]: JobState(row["state"]) for row in rows}
+
+    def events(self, job_id: int) -> list[Event]:
+        """What happened to that job, in order."""
+        rows = self._query("SELECT * FROM events WHERE job_id = ? ORDER BY id", (job_id,))
+        return [Event(**{**dict(row), "data": json.loads(row["data"] or "{}")}) for row in rows]
+
+    def process_of(self, job: Job) -> ProcessId | None:
+        """The process that leads the job's last attempt, if one was recorded."""
+        row = self._query(
+            "SELECT pid, start_ticks FROM attempts WHERE attempt = ?", (job.attempt,)
+        ).fetchone()
+        if row is None or row["pid"] is None:
+            return None
+        return ProcessId(row["pid"], row["start_ticks"], boot_id())
+
+    def leases(self) -> list[Lease]:
+        """Every recorded lease."""
+        rows = self._query("SELECT * FROM leases ORDER BY gpu, job_id")
+        return [Lease(**{**dict(row), "shared": bool(row["shared"])}) for row in rows]
+
+    def _one(self, query: str, values: Sequence[Any] = ()) -> Job | None:
+        found = self._many(query, values)
+        return found[0] if found else None
+
+    def _many(self, query: str, values: Sequence[Any] = ()) -> list[Job]:
+        now = self._clock.now()
+        boot = boot_id()
+        return [
+            in_this_boot(to_job(row), row["boot"], boot, wall=now.wall, mono=now.mono)
+            for row in self._query(query, values).fetchall()
+        ]
+
+
+def _glob(pattern: str) -> str:
+    """GLOB knows sets in brackets, our patterns do not: a bracket stands for itself."""
+    return pattern.replace("[", "[[]")
