@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpusched_ipy import environment
+from gpusched_ipy.attribution import attribute
 from gpusched_ipy.bell import Bell
 from gpusched_ipy.config import Clock, Settings, SystemClock
 from gpusched_ipy.errors import JobNotFoundError, UserError
@@ -32,7 +33,7 @@ from gpusched_ipy.job import (
 )
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.options import parse_gpus, parse_name, parse_priority
-from gpusched_ipy.snapshot import Gpu
+from gpusched_ipy.snapshot import Gpu, Snapshot
 from gpusched_ipy.statedir import StateDir, open_state_dir
 from gpusched_ipy.store import Event, Store
 from gpusched_ipy.summon import ensure_agent
@@ -125,7 +126,7 @@ class Queue:
         unknown = sorted(set(fields) - _FIELDS)
         if unknown:
             raise UserError(f"submit does not know the option {unknown[0]!r}")
-        if kind is JobKind.COMMAND:
+        if kind is JobKind.COMMAND or argv is not None:
             argv = self._command(argv, shell=shell, cwd=cwd)
         named = environment.named(env, os.environ)
         request = self._request(fields)
@@ -175,6 +176,23 @@ class Queue:
     def ran_since(self, wall: float) -> Sequence[Job]:
         """Jobs that had a GPU at ``wall`` (s since the epoch) or later."""
         return self.store.ran_since(wall)
+
+    def members(self) -> Mapping[str, str]:
+        """What each process that uses the queue is called, by its key."""
+        return {key: member.label for key, member in self.store.members().items()}
+
+    def mark(self, snapshot: Snapshot, jobs: Iterable[Job]) -> Snapshot:
+        """``snapshot`` with the job and the member of each process filled in.
+
+        Args:
+            jobs: those that run.
+        """
+        running = list(jobs)
+        leaders = {
+            process.pid: job.id for job in running if (process := self.store.process_of(job))
+        }
+        members = self.store.member_pids()
+        return attribute(snapshot, running, leaders=leaders, members=members)
 
     def show(self, reference: str | int) -> Job:
         """The one job of an id or, for a name, its newest job.

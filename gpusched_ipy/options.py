@@ -56,8 +56,8 @@ class Option:
         return self.flags[-1].lstrip("-").replace("-", "_")
 
 
-def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """argparse shows the message of an ArgumentTypeError; ours are UserErrors."""
+def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """``parse`` for argparse, which shows only the messages of its own kind of error."""
 
     def call(text: str) -> Any:
         try:
@@ -69,7 +69,7 @@ def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def parse_priority(text: object) -> int:
-    """A whole number from −1000 to 1000; higher runs first.
+    """A whole number from -1000 to 1000; higher runs first.
 
     Raises:
         UserError: it is not one.
@@ -195,7 +195,7 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         else:
             parser.add_argument(
                 *option.flags,
-                type=_checked(option.parse),
+                type=checked(option.parse),
                 action="append" if option.repeated else "store",
                 metavar=option.metavar,
                 help=option.help,

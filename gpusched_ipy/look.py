@@ -1,0 +1,88 @@
+"""The queue and the GPUs together, ready to be shown: whose the processes on a GPU are, and jobs
+as JSON with all that the queue knows. It changes nothing in the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from gpusched_ipy.api import Queue
+from gpusched_ipy.attribution import attribute
+from gpusched_ipy.backends import Detail
+from gpusched_ipy.job import Job
+from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.openjobs import OpenJobs
+from gpusched_ipy.snapshot import Snapshot
+from gpusched_ipy.view import JobRow, job_json, job_rows
+
+
+class Look:
+    """The GPUs as somebody who looks sees them, our own jobs and notebooks by name.
+
+    Args:
+        queue: whose jobs and members are recognised.
+        monitor: takes the readings.
+    """
+
+    def __init__(self, queue: Queue, monitor: Monitor) -> None:
+        self._queue = queue
+        self._monitor = monitor
+        self._open = OpenJobs(queue.store, queue.clock, keep_s=0.0)
+
+    def now(self, timeout_s: float = 5.0, detail: Detail = Detail.FULL) -> Snapshot:
+        """A reading that begins now; what cannot be had in time is its ``problem``."""
+        self._prepare()
+        return self.mark(self._monitor.read_now(timeout_s, detail))
+
+    def latest(self, detail: Detail = Detail.FULL) -> Snapshot | None:
+        """The newest reading there is, marked; None before the first."""
+        self._prepare()
+        snapshot = self._monitor.latest(detail)
+        return None if snapshot is None else self.mark(snapshot)
+
+    def mark(self, snapshot: Snapshot) -> Snapshot:
+        """``snapshot`` with the job and the member of each process filled in."""
+        return attribute(
+            snapshot,
+            self._open.jobs.values(),
+            leaders=self._open.leaders(),
+            members=self._queue.store.member_pids(),
+        )
+
+    @property
+    def jobs(self) -> dict[int, str]:
+        """What each open job is called."""
+        return {job.id: job.name for job in self._open.jobs.values()}
+
+    @property
+    def members(self) -> dict[str, str]:
+        """What each member is called."""
+        return {key: member.label for key, member in self._queue.store.members().items()}
+
+    def _prepare(self) -> None:
+        self._open.refresh()
+        # The scripted GPUs show what our running jobs add to them.
+        self._monitor.set_allocated(self._open.pids_by_gpu())
+
+
+def job_record(queue: Queue, job: Job) -> dict[str, Any]:
+    """The JSON of a job."""
+    log = queue.log_path(job.id)
+    return job_json(
+        job,
+        queue.clock.now(),
+        aging_s=queue.settings.aging_s,
+        log=None if log is None else str(log),
+    )
+
+
+def job_table(queue: Queue, jobs: Iterable[Job], monitor: Monitor | None = None) -> list[JobRow]:
+    """The rows of jobs, their GPUs by index where a quick reading tells it."""
+    shown = list(jobs)
+    indices: dict[str, int | None] = {}
+    if any(job.gpus for job in shown):
+        monitor = monitor or Monitor(queue.settings, queue.clock, queue.state.root)
+        snapshot = monitor.latest() or monitor.read_now(1.0, Detail.LOAD)
+        indices = {gpu.uuid: gpu.index for gpu in snapshot.gpus}
+    return job_rows(shown, queue.clock.now(), indices=indices)

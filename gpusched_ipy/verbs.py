@@ -1,0 +1,281 @@
+"""What each command of the terminal does: one function a verb, each returns the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+from gpusched_ipy.agent import ask_to_leave, run_foreground, running_agent
+from gpusched_ipy.api import Queue
+from gpusched_ipy.config import Settings
+from gpusched_ipy.job import Job, JobState
+from gpusched_ipy.look import job_record, job_table
+from gpusched_ipy.options import job_fields
+from gpusched_ipy.terminal import DONE, FAILED, LogWriter, note, show_table
+from gpusched_ipy.view import JOB_COLUMNS, clean
+
+
+class Terminal:
+    """One call of a command: what was asked for, and the queue once it is needed."""
+
+    def __init__(self, asked: argparse.Namespace, explicit: Mapping[str, object]) -> None:
+        self.asked = asked
+        self.settings = Settings.load(explicit)
+
+    @cached_property
+    def queue(self) -> Queue:
+        """The queue, opened when first used."""
+        queue = Queue(self.settings)
+        if queue.state.note:
+            note(queue.state.note)
+        return queue
+
+
+def call(asked: argparse.Namespace, explicit: Mapping[str, object]) -> int:
+    """Run the verb that was asked for.
+
+    Raises:
+        UserError: it failed for a reason that the user can mend.
+    """
+    if asked.verb == "doctor":
+        from gpusched_ipy.doctor import examine
+
+        return examine(explicit)
+    return _VERBS[asked.verb](Terminal(asked, explicit))
+
+
+def _submit(terminal: Terminal) -> int:
+    asked = terminal.asked
+    job = terminal.queue.submit(**_wanted(asked))
+    print(job.id)
+    if terminal.queue.drained:
+        note(f"job {job.id} waits: the queue is drained; `gpusched resume` starts jobs again")
+    return DONE
+
+
+def _run(terminal: Terminal) -> int:
+    from gpusched_ipy.foreground import run_here
+
+    job = run_here(terminal.queue, tell=note, **_wanted(terminal.asked))
+    if job.state is not JobState.COMPLETED:
+        note(how_it_ended(job))
+    return exit_status(job)
+
+
+def _wanted(asked: argparse.Namespace) -> dict[str, Any]:
+    """A command and its options under the names that ``Queue.submit`` takes."""
+    line = asked.shell is not None
+    return {
+        "argv": [asked.shell] if line else asked.argv,
+        "shell": line,
+        "cwd": asked.cwd,
+        "env": asked.env,
+        **job_fields(asked),
+    }
+
+
+def _list(terminal: Terminal) -> int:
+    return _show_jobs(terminal, terminal.queue.list(all=terminal.asked.all))
+
+
+def _history(terminal: Terminal) -> int:
+    ended = [job for job in terminal.queue.list(all=True) if job.ended]
+    return _show_jobs(terminal, ended[-terminal.asked.limit :])
+
+
+def _show_jobs(terminal: Terminal, jobs: list[Job]) -> int:
+    queue = terminal.queue
+    if terminal.asked.json:
+        _print_json([job_record(queue, job) for job in jobs])
+        return DONE
+    show_table(JOB_COLUMNS, job_table(queue, jobs))
+    if drained := queue.drained:
+        note(f"the queue is drained ({drained}); `gpusched resume` starts jobs again")
+    return DONE
+
+
+def _show(terminal: Terminal) -> int:
+    queue = terminal.queue
+    job = queue.show(terminal.asked.id)
+    record = job_record(queue, job)
+    if terminal.asked.json:
+        _print_json(record)
+        return DONE
+    for key, value in record.items():
+        if value not in (None, [], {}):
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            print(f"{key:<18} {clean(text)}")
+    for event in queue.events(job.id):
+        at = terminal_time(event.at)
+        data = ", ".join(f"{name} {value}" for name, value in event.data.items() if value)
+        print(f"{at}  {clean(event.what)}{f': {clean(data)}' if data else ''}")
+    return DONE
+
+
+def terminal_time(wall: float) -> str:
+    """A moment on this machine's own clock, for people."""
+    from datetime import datetime
+
+    return datetime.fromtimestamp(wall).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _log(terminal: Terminal) -> int:
+    from gpusched_ipy.joblog import follow, written
+
+    queue, asked = terminal.queue, terminal.asked
+    job = queue.show(asked.id)
+    writer = LogWriter()
+    try:
+        for chunk in follow(queue, job.id) if asked.follow else written(queue, job):
+            writer.write(chunk)
+    finally:
+        writer.close()
+    return DONE
+
+
+def _cancel(terminal: Terminal) -> int:
+    queue = terminal.queue
+    ended = {job_id for job_id in queue.resolve(terminal.asked.ids) if queue.show(job_id).ended}
+    status = DONE
+    for job in queue.cancel(*terminal.asked.ids):
+        if job.id not in ended:
+            print(f"job {job.id} {'cancelled' if job.ended else 'is being ended'}")
+        elif job.state is not JobState.CANCELLED:
+            note(f"job {job.id} is over already ({job.state})")
+            status = FAILED
+    return status
+
+
+def _hold(terminal: Terminal) -> int:
+    return _tell("held", terminal.queue.hold(*terminal.asked.ids))
+
+
+def _release(terminal: Terminal) -> int:
+    return _tell("released", terminal.queue.release(*terminal.asked.ids))
+
+
+def _requeue(terminal: Terminal) -> int:
+    return _tell("waits again", terminal.queue.requeue(*terminal.asked.ids))
+
+
+def _priority(terminal: Terminal) -> int:
+    asked = terminal.asked
+    jobs = terminal.queue.set_priority(asked.ids, asked.priority)
+    return _tell(f"has priority {asked.priority}", jobs)
+
+
+def _top(terminal: Terminal) -> int:
+    job = terminal.queue.top(terminal.asked.id)
+    return _tell(f"has priority {job.priority}", [job])
+
+
+def _tell(what: str, jobs: list[Job]) -> int:
+    for job in jobs:
+        print(f"job {job.id} {what}")
+    return DONE
+
+
+def _drain(terminal: Terminal) -> int:
+    terminal.queue.drain()
+    print("drained: what runs goes on, nothing more starts")
+    return DONE
+
+
+def _resume(terminal: Terminal) -> int:
+    terminal.queue.resume()
+    print("resumed")
+    return DONE
+
+
+def _wait(terminal: Terminal) -> int:
+    jobs = terminal.queue.wait(*terminal.asked.ids)
+    bad = [job for job in jobs if job.state is not JobState.COMPLETED]
+    for job in bad:
+        note(how_it_ended(job))
+    return exit_status(bad[0]) if bad else DONE
+
+
+def exit_status(job: Job) -> int:
+    """The status with which ``wait`` and ``run`` end: the job's own.
+
+    128 + signal where one ended it; 1 when it never ran, or ended badly without a status.
+    """
+    if job.state is JobState.COMPLETED:
+        return DONE
+    if job.started_at is None:
+        return FAILED
+    if job.signal is not None:
+        return 128 + job.signal
+    return job.exit_code or FAILED
+
+
+def how_it_ended(job: Job) -> str:
+    """One line about a job that did not complete."""
+    record = {"exit status": job.exit_code, "signal": job.signal}
+    known = [f"{name} {value}" for name, value in record.items() if value is not None]
+    details = ", ".join([*known, *([job.error] if job.error else [])])
+    state = "cancelled" if job.state is JobState.CANCELLED else str(job.state)
+    return f"job {job.id} ({job.name}): {state}{f' ({details})' if details else ''}"
+
+
+def _engines(terminal: Terminal) -> int:
+    local = {"name": "local", "ready": True, "about": "this machine's own GPUs"}
+    if terminal.asked.json:
+        _print_json([local])
+    else:
+        show_table(("engine", "ready", "about"), [("local", "yes", "this machine's own GPUs")])
+    return DONE
+
+
+def _gpus(terminal: Terminal) -> int:
+    from gpusched_ipy.gpus import show_gpus, watch_gpus
+
+    asked = terminal.asked
+    if asked.watch:
+        return watch_gpus(terminal.queue, asked.interval, as_json=asked.json)
+    return show_gpus(terminal.queue, as_json=asked.json)
+
+
+def _agent(terminal: Terminal) -> int:
+    if terminal.asked.what == "run":
+        note("the agent starts commands until it is interrupted (Ctrl-C); running jobs go on")
+        run_foreground(terminal.settings)
+        return DONE
+    queue = terminal.queue
+    pid = running_agent(queue.state, queue.store)
+    if terminal.asked.what == "stop":
+        if pid is not None:
+            ask_to_leave(pid, queue.state)
+        print("no agent runs" if pid is None else f"agent {pid} has left; running jobs go on")
+        return DONE
+    print("no agent runs; one starts with the next submit" if pid is None else f"agent {pid} runs")
+    return DONE if pid is not None else FAILED
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2))
+
+
+_VERBS: dict[str, Callable[[Terminal], int]] = {
+    "submit": _submit,
+    "run": _run,
+    "list": _list,
+    "show": _show,
+    "log": _log,
+    "cancel": _cancel,
+    "hold": _hold,
+    "release": _release,
+    "priority": _priority,
+    "top": _top,
+    "wait": _wait,
+    "requeue": _requeue,
+    "drain": _drain,
+    "resume": _resume,
+    "history": _history,
+    "gpus": _gpus,
+    "engines": _engines,
+    "agent": _agent,
+}
