@@ -214,9 +214,10 @@ class Monitor:
         if self._state_dir is None:
             return "off: no state directory"
         if running is None or running.sampler.shared is None:
-            return "idle: nothing is sampled"
+            return "idle: nothing is read"
         shared = running.sampler.shared
-        return shared.problem or ("this process samples" if shared.owner else "another one samples")
+        doing = "adopts another process's readings" if running.sampler.adopts else "reads the GPUs"
+        return shared.problem or f"this process {doing}"
 
     def stop(self) -> None:
         """End all wants and the thread; a thread that hangs is left behind, with its backend."""

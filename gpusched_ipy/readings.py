@@ -3,15 +3,17 @@
 N notebooks cost one. Whoever reads the GPUs publishes; whoever is due looks at the file first and
 reads for itself only when nothing there meets its demand. The rules, in this order:
 
-1. A published reading that is young and detailed enough is adopted (never one with a problem).
+1. A published reading that is young and detailed enough is adopted (never one with a problem; and
+   the holder of the lock adopts only from a faster one).
 2. Who holds the flock on ``sampler.lock`` reads. It is taken when one is due, kept while one wants
    readings, and free the moment its holder dies: the next one that is due goes on.
 3. Everybody else waits for what the last publisher promised, and a little longer; when nothing
    promised meets the demand, or the promise is broken, it reads for itself, and publishes.
 
-So the lock only decides between equals: a hung or slower holder stops nobody. The file holds raw
-readings: what belongs to one process (allocations, quiet windows) is added by each for itself. It
-is never trusted further than a stranger's text: what does not parse is as good as absent.
+So the lock only decides between equals: a hung or slower holder stops nobody. While no other
+process has asked lately (by touching ``sampler.wanted``), its holder writes nothing. The file holds
+raw readings: what belongs to one process (allocations, quiet windows) is added by each for itself.
+It is never trusted further than a stranger's text: what does not parse is as good as absent.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ _log = logging.getLogger(__name__)
 SCHEMA = 1
 # Two boots of one machine differ by more than this in (wall clock - monotonic clock).
 BOOT_TOLERANCE_S = 5.0
+TOUCH_S = 5.0  # how often a process that lives on others' readings says so
+WANTED_S = 30.0  # for how long that holds
 NEVER = math.inf
 JobLoad = tuple[float | None, int | None]
 
@@ -89,6 +93,7 @@ class SharedReadings:
     def __init__(self, folder: Path, settings: Settings, clock: Clock) -> None:
         self.path = folder / "readings.json"
         self.lock_path = folder / "sampler.lock"
+        self.wanted_path = folder / "sampler.wanted"
         self.problem: str | None = None  # why nothing is shared, for `gpusched doctor`
         self.me = uuid4().hex
         self._clock = clock
@@ -96,6 +101,7 @@ class SharedReadings:
         self._lock: int | None = None
         self._stamp: tuple[int, int, int] | None = None
         self._found: Reading | None = None
+        self._touched_mono = -NEVER
         self._foreign_until = -NEVER  # until then the file belongs to another configuration
 
     @property
@@ -144,6 +150,28 @@ class SharedReadings:
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
+
+    def ask(self) -> None:
+        """Let the holder of the lock know that another process lives on its readings."""
+        now = self._clock.now().mono
+        if now - self._touched_mono < TOUCH_S:
+            return
+        self._touched_mono = now
+        try:
+            self.wanted_path.touch(mode=0o600)
+        except OSError as exc:
+            self._fault(exc)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it is worth publishing: this process is not the holder, or others have asked."""
+        if self._lock is None:
+            return True
+        try:
+            asked = os.stat(self.wanted_path).st_mtime
+        except OSError:  # nobody has ever asked; a real fault shows where the file is written
+            return False
+        return abs(self._clock.now().wall - asked) < WANTED_S
 
     def publish(self, reading: Reading) -> None:
         """Show ``reading`` to the others; not over a newer one or another configuration's."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from gpusched_ipy.config import Instant
 from gpusched_ipy.job import Job, JobState
+from gpusched_ipy.order import effective_priority
 from gpusched_ipy.snapshot import Gpu, Snapshot
 
 
@@ -21,13 +22,6 @@ def iso(wall: float | None) -> str | None:
     if wall is None:
         return None
     return datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds")
-
-
-def effective_priority(job: Job, now: Instant, aging_s: float) -> float:
-    """The priority after aging: one step more per ``aging_s`` seconds of waiting."""
-    if job.state is not JobState.PENDING or job.held:
-        return float(job.priority)
-    return job.priority + max(0.0, now.mono - job.queued_mono) / aging_s
 
 
 def job_json(
@@ -52,7 +46,8 @@ def job_json(
     spec, request = job.spec, asdict(job.request)
     request["begin_at"] = iso(job.request.begin_at)
     if effective is None:
-        effective = effective_priority(job, now, aging_s)
+        waits = job.state is JobState.PENDING
+        effective = effective_priority(job, aging_s, now.mono) if waits else float(job.priority)
     return {
         "id": job.id,
         "uid": spec.uid,

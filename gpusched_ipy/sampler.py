@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 
 RETRY_S = 30.0  # between two attempts to find a backend on a machine that had none
 SLOW_READ_S = 1.0  # a slower reading is dated by its beginning
+IDLE_S = 60.0  # a driver not needed for so long is let go of while another process reads
 GRACE_S = 0.5  # at least so long a promise of another process is waited for
 
 Chooser = Callable[[Settings, Clock], Detected]
@@ -125,6 +126,7 @@ class Sampler:
 
     Attributes:
         look_again: before that time (monotonic) there is nothing to do about what is due.
+        adopts: whether the last reading was another process's.
         lag_s: how much later than its own plan this process comes, so that it finds what the
             process that reads has just published.
     """
@@ -133,7 +135,9 @@ class Sampler:
         self.source = source
         self.shared = shared
         self.look_again = -NEVER
+        self.adopts = False
         self.lag_s = 0.0
+        self._read_mono = -NEVER
         self._clock = clock
 
     def take(self, need: Need) -> Reading | None:
@@ -143,12 +147,18 @@ class Sampler:
             return self._read(need)
         now = self._clock.now().mono
         found = shared.newest()
+        step = min(0.1, max(0.01, need.period_s / 20))
         if found is not None and self._serves(found, need, now):
-            self.lag_s = min(0.1, max(0.01, need.period_s / 20))
+            self.adopts, self.lag_s = True, step
+            shared.ask()
+            if now - self._read_mono > IDLE_S:
+                self.source.close()
             return found
-        if not shared.take_lock() and found is not None and self._promised(found, need, now):
-            self.look_again = now + min(0.1, max(0.01, need.period_s / 20))
-            return None
+        if not shared.take_lock():
+            shared.ask()
+            if found is not None and self._promised(found, need, now):
+                self.look_again = now + step
+                return None
         return self._read(need)
 
     def rest(self) -> None:
@@ -158,8 +168,9 @@ class Sampler:
 
     def _read(self, need: Need) -> Reading:
         reading = self.source.read(need.detail)
-        self.lag_s = 0.0
-        if self.shared is None:
+        self.adopts, self.lag_s = False, 0.0
+        self._read_mono = self._clock.now().mono
+        if self.shared is None or not self.shared.wanted:
             return reading
         if reading.snapshot.problem is None:  # a promise of more failures would keep others waiting
             taken = reading.snapshot.taken_mono
@@ -170,6 +181,9 @@ class Sampler:
 
     def _serves(self, found: Reading, need: Need, now: float) -> bool:
         taken = found.snapshot.taken_mono
+        every_s = found.promises[need.detail] - taken
+        if self.shared is not None and self.shared.owner and every_s > 0.95 * need.period_s:
+            return False  # the holder of the lock gives its part away only to a faster one
         return (
             found.snapshot.problem is None
             and found.detail >= need.detail

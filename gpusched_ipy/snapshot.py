@@ -7,8 +7,9 @@ Units stand in the names; ratios are 0-1.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any
 
 
@@ -110,9 +111,26 @@ class Snapshot:
         return replace(self, gpus=gpus)
 
 
+# Readings are written and read once a second by every notebook: names are looked up only once.
+_NAMES: dict[type, tuple[str, ...]] = {
+    kind: tuple(item.name for item in fields(kind)) for kind in (GpuProcess, Gpu, Snapshot)
+}
+_VALUES = {kind: attrgetter(*names) for kind, names in _NAMES.items()}
+
+
 def to_record(snapshot: Snapshot) -> dict[str, Any]:
     """``snapshot`` as JSON-ready data that :func:`from_record` reads back without loss."""
-    return asdict(snapshot)
+    record = _plain(snapshot)
+    record["gpus"] = [_plain(gpu) for gpu in snapshot.gpus]
+    for entry, gpu in zip(record["gpus"], snapshot.gpus, strict=True):
+        if gpu.processes is not None:
+            entry["processes"] = [_plain(process) for process in gpu.processes]
+    return record
+
+
+def _plain(item: Snapshot | Gpu | GpuProcess) -> dict[str, Any]:
+    kind = type(item)
+    return dict(zip(_NAMES[kind], _VALUES[kind](item), strict=True))
 
 
 def from_record(record: dict[str, Any]) -> Snapshot:
@@ -138,5 +156,4 @@ def _gpu(entry: dict[str, Any]) -> Gpu:
 
 def _known(kind: type, record: dict[str, Any]) -> dict[str, Any]:
     """Only the keys this version knows: a newer member may have written more."""
-    names = {item.name for item in fields(kind)}
-    return {key: value for key, value in record.items() if key in names}
+    return {name: record[name] for name in _NAMES[kind] if name in record}

@@ -13,7 +13,6 @@ from typing import NamedTuple
 from gpusched_ipy.config import Instant
 from gpusched_ipy.job import ACTIVE, Job, JobState
 from gpusched_ipy.records import (
-    effective_priority,
     gpus_json,
     iso,
     job_json,
@@ -40,7 +39,6 @@ __all__ = [
     "JobSpan",
     "UsageSeries",
     "clean",
-    "effective_priority",
     "escape",
     "format_bytes",
     "format_duration",
