@@ -186,6 +186,29 @@ def test_hidden_processes_are_not_idleness(machine: Machine) -> None:
     assert only(backend).utilization is None
 
 
+def test_one_process_that_cannot_be_looked_into_makes_the_list_unknown(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.card()
+    machine.process(50, xe(1, 0, 1000))
+    machine.process(60, xe(2, 0, 1000))
+    listed = os.listdir
+
+    def refuse(path: Any) -> list[str]:
+        # Root is refused nothing by a file's mode, so the refusal of the kernel is played here.
+        if str(path).endswith("/60/fd"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    backend = machine.backend()
+    only(backend)
+    machine.clock.mono += 1
+    machine.process(50, xe(1, 10, 2000))
+    gpu = only(backend)
+    assert (gpu.utilization, gpu.processes, gpu.mem_used_bytes) == (None, None, None)
+
+
 def test_a_driver_that_counts_no_engine_time_is_not_idle(machine: Machine) -> None:
     machine.card(bdf="0000:00:02.0")
     machine.process(50, i915(3))
@@ -364,10 +387,10 @@ def test_rows_of_another_card_are_not_taken(machine: Machine, tmp_path: Path) ->
     machine.hide_others()
     row = "08:08:16.817, 0, 75.5, 120.5, 2400, 61.00, 50.00, 8192.00"
     stand_in(tmp_path, [HEADER, row], bdf="0000:99:00.0")
+    asked = tmp_path / "calls"
     backend = machine.backend()
     try:
-        backend.read()
-        wait_for(lambda: backend.read() and "discovery -d" in (tmp_path / "calls").read_text())
+        wait_for(lambda: backend.read() and asked.exists() and "discovery -d" in asked.read_text())
         assert only(backend).utilization is None
     finally:
         backend.close()
