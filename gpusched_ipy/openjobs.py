@@ -28,6 +28,7 @@ class OpenJobs:
         self._keep_s = keep_s
         self._rev: int | None = None
         self._ended: dict[int, Allocation] = {}
+        self._just_ended: list[Job] = []
         self._outcomes: dict[int, JobState] = {}
         self._leaders: dict[str, ProcessId] = {}
         self._since: dict[tuple[int, int], float] = {}
@@ -51,10 +52,17 @@ class OpenJobs:
             self._remember_end(before)
         if job.ended:
             self._outcomes[job.id] = job.state
+            if before is not None:
+                self._just_ended.append(job)
         else:
             self.jobs[job.id] = job
         if job.state in ACTIVE:
             self._since.setdefault((job.id, job.epoch), self._clock.now().mono)
+
+    def take_ended(self) -> list[Job]:
+        """The jobs that have ended since this was last asked."""
+        ended, self._just_ended = self._just_ended, []
+        return ended
 
     @property
     def pending(self) -> list[Job]:

@@ -38,11 +38,14 @@ from gpusched_ipy.process import ExitWatch
 from gpusched_ipy.reap import forget_dead_members, orphans, reap
 from gpusched_ipy.snapshot import Gpu, Snapshot
 from gpusched_ipy.store import Store
+from gpusched_ipy.usage import UsageTracker
 
 _log = logging.getLogger(__name__)
 
 # How long the reading under the lock may take: a driver that hangs must not hold up other members.
 CONFIRM_S = 1.0
+# Seconds between readings while jobs of ours run and nothing waits: for the account of each job.
+USAGE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +106,7 @@ class Scheduler:
             store, self._clock, keep_s=settings.quiet_s + settings.sample_interval_s
         )
         self._mutex = threading.RLock()
+        self._usage = UsageTracker()
         self._told: dict[int, WaitReason] = {}
         self._cancelling: set[tuple[int, int]] = set()
         self._exits = ExitWatch()
@@ -155,7 +159,7 @@ class Scheduler:
         waiting = select.poll()
         for fd in fds:
             waiting.register(fd, select.POLLIN)
-        # With nothing open only the bell or a call wakes us; otherwise begin times and faults do too.
+        # With nothing open only the bell or a call wakes us; else begin times and faults do too.
         waiting.poll(self._settings.sample_interval_s * 1000 if self._open.jobs else None)
         with suppress(BlockingIOError):
             os.read(self._wake_r, 65536)
@@ -167,6 +171,7 @@ class Scheduler:
         claims: list[Claim] = []
         with self._mutex:
             self._open.refresh()
+            self._record_usage()
             if not self._open.jobs:
                 self._rest()
                 return
@@ -271,6 +276,19 @@ class Scheduler:
             self._gpu_locks.close(claim.lock_fds)
             self.wake()
 
+    def give_back(self, claim: Claim, why: str) -> None:
+        """starting → pending: it has not begun after all, and another job may have its GPUs."""
+        try:
+            with self.store.writing():
+                job = self.store.job(claim.job.id)
+                if (job.state, job.epoch) == (JobState.STARTING, claim.job.epoch):
+                    back = self.store.unclaim(job, why)
+                    if back.cancel_requested:
+                        self.store.end_pending(back, JobState.CANCELLED, None)
+        finally:
+            self._gpu_locks.close(claim.lock_fds)
+            self.wake()
+
     def hand_over(self, claim: Claim) -> None:
         """Close our copies of the GPU locks: the job's own processes hold them now."""
         self._gpu_locks.close(claim.lock_fds)
@@ -290,9 +308,13 @@ class Scheduler:
 
     def _mine(self, job_id: int) -> bool:
         job = self._open.jobs.get(job_id)
-        if job is None or job.kind not in self._runners:
-            return False
-        return job.kind not in BOUND_KINDS or job.spec.home == self.key
+        return job is not None and self._responsible(job)
+
+    def _responsible(self, job: Job) -> bool:
+        """Whether starting and watching the job is this member's business."""
+        return job.kind in self._runners and (
+            job.kind not in BOUND_KINDS or job.spec.home == self.key
+        )
 
     def _ready(self, job_id: int) -> bool:
         if not self._mine(job_id):
@@ -324,14 +346,32 @@ class Scheduler:
         )
 
     def _look(self) -> Snapshot | None:
-        """The newest reading, asked for only while something waits."""
+        """The newest reading: often while something waits, seldom while jobs of ours only run."""
+        interval_s = self._settings.sample_interval_s
         if any(not job.held for job in self._open.pending):
-            self.monitor.want(self._name, self._settings.sample_interval_s, Detail.PROCESSES)
+            self.monitor.want(self._name, interval_s, Detail.PROCESSES)
+        elif any(self._mine(job.id) for job in self._open.active):
+            self.monitor.want(self._name, max(interval_s, USAGE_S), Detail.FULL)
         else:
             self.monitor.unwant(self._name)
         self.monitor.set_allocated(self._open.pids_by_gpu())
         latest = self.monitor.latest(Detail.PROCESSES)
-        return None if latest is None else self._attributed(latest)
+        if latest is None:
+            return None
+        snapshot = self._attributed(latest)
+        self._usage.observe(snapshot, self._open.allocations())
+        return snapshot
+
+    def _record_usage(self) -> None:
+        for job in self._open.take_ended():
+            used = self._usage.take(job.id)
+            if used is not None and self._responsible(job):
+                self.store.set_usage(
+                    job,
+                    peak_mem_bytes=used.peak_mem_bytes,
+                    mean_utilization=used.mean_utilization,
+                    energy_j=used.energy_j,
+                )
 
     def _attributed(self, snapshot: Snapshot) -> Snapshot:
         return attribute(

@@ -127,9 +127,6 @@ class Store(Lookup, Roster):
         exit_code: int | None = None,
         signal: int | None = None,
         error: str | None = None,
-        peak_mem_bytes: int | None = None,
-        mean_utilization: float | None = None,
-        energy_j: float | None = None,
     ) -> Job | None:
         """End the job if that attempt is still the current one; None when it is not.
 
@@ -139,18 +136,7 @@ class Store(Lookup, Roster):
             job = self.job(job_id)
             if job.state not in ACTIVE or job.epoch != epoch:
                 return None
-            return self._end(
-                replace(
-                    job,
-                    exit_code=exit_code,
-                    signal=signal,
-                    error=error,
-                    peak_mem_bytes=peak_mem_bytes,
-                    mean_utilization=mean_utilization,
-                    energy_j=energy_j,
-                ),
-                state,
-            )
+            return self._end(replace(job, exit_code=exit_code, signal=signal, error=error), state)
 
     def end_pending(self, job: Job, state: JobState, error: str | None) -> Job:
         """Pending → cancelled, failed or lost: it never began."""
@@ -184,6 +170,26 @@ class Store(Lookup, Roster):
                 error=None,
             )
             return self._move(again, JobState.PENDING, "requeued", {})
+
+    def set_usage(
+        self,
+        job: Job,
+        *,
+        peak_mem_bytes: int | None,
+        mean_utilization: float | None,
+        energy_j: float | None,
+    ) -> None:
+        """Add to an ended job what it had drawn of its GPUs."""
+        with self.writing():
+            current = self.job(job.id)
+            if (current.state, current.epoch) == (job.state, job.epoch):
+                used = replace(
+                    current,
+                    peak_mem_bytes=peak_mem_bytes,
+                    mean_utilization=mean_utilization,
+                    energy_j=energy_j,
+                )
+                self._put(used, "usage", {})
 
     def request_cancel(self, job_id: int) -> Job:
         """Record the wish; a pending job is cancelled at once, an ended one stays as it is."""

@@ -1,0 +1,78 @@
+"""What a job has drawn of its GPUs: mean utilization, peak memory, energy. Pure sums over readings.
+
+Readings come a few seconds apart, so these are estimates: a peak between two readings is not seen.
+A value that no reading held stays unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gpusched_ipy.job import Allocation
+from gpusched_ipy.snapshot import Gpu, Snapshot
+
+# A pause longer than this between two readings is a gap: nothing is assumed of it.
+GAP_S = 30.0
+
+
+@dataclass(slots=True)
+class Usage:
+    """The sums of one job so far."""
+
+    peak_mem_bytes: int | None = None  # of all its GPUs together
+    energy_j: float | None = None
+    _weighted: float = 0.0  # utilization times seconds
+    _seconds: float = 0.0
+
+    @property
+    def mean_utilization(self) -> float | None:
+        """Mean over time and over its GPUs, 0-1."""
+        return self._weighted / self._seconds if self._seconds else None
+
+    def add(self, gpus: Iterable[Gpu], allocation: Allocation, seconds: float) -> None:
+        """Count one reading of the job's GPUs that stands for the ``seconds`` before it."""
+        gpus = list(gpus)
+        memory = [used for gpu in gpus if (used := _memory(gpu, allocation)) is not None]
+        if memory:
+            self.peak_mem_bytes = max(self.peak_mem_bytes or 0, sum(memory))
+        for gpu in gpus:
+            if gpu.utilization is not None:
+                self._weighted += gpu.utilization * seconds
+                self._seconds += seconds
+            # On a shared card nobody can tell whose power it is.
+            if gpu.power_w is not None and not allocation.shared:
+                self.energy_j = (self.energy_j or 0.0) + gpu.power_w * seconds
+
+
+class UsageTracker:
+    """The usage of every job that has GPUs, reading by reading."""
+
+    def __init__(self) -> None:
+        self._usage: dict[int, Usage] = {}
+        self._last_mono: float | None = None
+
+    def observe(self, snapshot: Snapshot, allocations: Iterable[Allocation]) -> None:
+        """Count a reading; one that was counted already, or has a problem, changes nothing."""
+        last, now = self._last_mono, snapshot.taken_mono
+        if snapshot.problem is not None or (last is not None and now <= last):
+            return
+        self._last_mono = now
+        since = now if last is None or now - last > GAP_S else last
+        for allocation in allocations:
+            if allocation.ended_mono is None and allocation.started_mono <= now:
+                seconds = now - max(since, allocation.started_mono)
+                gpus = (gpu for gpu in snapshot.gpus if gpu.uuid in allocation.gpus)
+                self._usage.setdefault(allocation.job_id, Usage()).add(gpus, allocation, seconds)
+
+    def take(self, job_id: int) -> Usage | None:
+        """The sums of a job that has ended, which are forgotten; None when it was never seen."""
+        return self._usage.pop(job_id, None)
+
+
+def _memory(gpu: Gpu, allocation: Allocation) -> int | None:
+    """The job's own memory where its processes are known, else the card's, if it has it alone."""
+    own = [found.mem_bytes for found in gpu.processes or () if found.job == allocation.job_id]
+    if own and None not in own:
+        return sum(size for size in own if size is not None)
+    return None if allocation.shared else gpu.mem_used_bytes
