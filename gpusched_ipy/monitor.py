@@ -113,10 +113,12 @@ class Monitor:
         """
         interval = self.settings.sample_interval_s if interval_s is None else interval_s
         with self._cond:
+            before = self._wants.get(who)
             self._wants[who] = _Want(max(MIN_INTERVAL_S, interval), detail)
             if self.settings.sampling:
                 self._ensure_thread()
-            self._cond.notify_all()
+            if before != self._wants[who]:  # loops say the same again at every turn
+                self._cond.notify_all()
 
     def unwant(self, who: str) -> None:
         """End a want; one that is not there is ended already."""
