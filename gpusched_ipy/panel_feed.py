@@ -52,7 +52,13 @@ class JobPage:
 
 
 def state_message(
-    snapshot: Snapshot | None, gpus: Sequence[Gpu], page: JobPage, source: str, now: float
+    snapshot: Snapshot | None,
+    gpus: Sequence[Gpu],
+    page: JobPage,
+    *,
+    source: str,
+    members: Mapping[str, str],
+    now: float,
 ) -> dict[str, Any]:
     """Everything but the readings; without ``now`` in it, so that equal states are equal.
 
@@ -61,6 +67,7 @@ def state_message(
         gpus: the GPUs shown, those of ``snapshot`` or, where it failed, those last known.
         page: the queue.
         source: what is read, for people.
+        members: what each member of the queue is called, by its key.
         now: wall clock, s; only decides which spans are still in the window.
     """
     places = {gpu.uuid: place for place, gpu in enumerate(gpus)}
@@ -69,8 +76,8 @@ def state_message(
         "t": "state",
         "source": clean(source, REASON_LIMIT),
         "problem": problem_of(snapshot),
-        "gpus": [_gpu_entry(gpu, page) for gpu in gpus],
-        "jobs": [job_entry(job, names) for job in page.jobs],
+        "gpus": [_gpu_entry(gpu, page, members) for gpu in gpus],
+        "jobs": _entries(page, names),
         "spans": _spans(page.spans, places, now),
         "offset": page.offset,
         "limit": PAGE,
@@ -84,6 +91,15 @@ def state_message(
 def problem_of(snapshot: Snapshot | None) -> str | None:
     """Why the last reading failed, as the page may show it."""
     return clean(snapshot.problem, REASON_LIMIT) if snapshot and snapshot.problem else None
+
+
+def _entries(page: JobPage, names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The rows; reasons are recorded for the first in line only, others are told their place."""
+    entries = [job_entry(job, names) for job in page.jobs]
+    for place, entry in enumerate(entries, page.offset - page.running):
+        if entry["state"] == "pending" and entry["reason"] is None and place > 0:
+            entry["reason"] = f"{place} ahead of it in line"
+    return entries
 
 
 def job_entry(job: Job, names: Mapping[str, str]) -> dict[str, Any]:
@@ -114,7 +130,7 @@ def _short(gpu: Gpu, place: int) -> str:
     return f"GPU {place if gpu.index is None else gpu.index}"
 
 
-def _gpu_entry(gpu: Gpu, page: JobPage) -> dict[str, Any]:
+def _gpu_entry(gpu: Gpu, page: JobPage, members: Mapping[str, str]) -> dict[str, Any]:
     note = _UNWELL.get(gpu.health)
     if note and gpu.health_text:
         note = clean(f"{note}: {gpu.health_text}", REASON_LIMIT)
@@ -127,11 +143,11 @@ def _gpu_entry(gpu: Gpu, page: JobPage) -> dict[str, Any]:
         "kind": str(gpu.mem_kind),
         "health": str(gpu.health),
         "note": note,
-        "who": _who(gpu, page),
+        "who": _who(gpu, page, members),
     }
 
 
-def _who(gpu: Gpu, page: JobPage) -> list[dict[str, Any]]:
+def _who(gpu: Gpu, page: JobPage, members: Mapping[str, str]) -> list[dict[str, Any]]:
     """Our jobs on that GPU, then its other processes with what each holds."""
     ours = [job for job in page.spans if job.state in ACTIVE and gpu.uuid in job.gpus]
     lines: list[dict[str, Any]] = [
@@ -141,7 +157,7 @@ def _who(gpu: Gpu, page: JobPage) -> list[dict[str, Any]]:
         return [*lines, {"text": "processes unknown", "job": None}]
     others = [item for item in gpu.processes if item.job is None]
     others.sort(key=lambda item: -(item.mem_bytes or 0))
-    lines += [{"text": process_line(item), "job": None} for item in others[:4]]
+    lines += [{"text": process_line(item, members=members), "job": None} for item in others[:4]]
     if len(others) > 4:
         lines.append({"text": f"and {len(others) - 4} more", "job": None})
     return lines or [{"text": "no process", "job": None}]

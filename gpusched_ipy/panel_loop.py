@@ -65,6 +65,14 @@ class PanelQueue(Protocol):
         """Jobs that had a GPU at ``wall`` (s since the epoch) or later."""
         ...
 
+    def mark(self, snapshot: Snapshot, jobs: Iterable[Job]) -> Snapshot:
+        """``snapshot`` with the job and the member of each process filled in."""
+        ...
+
+    def members(self) -> Mapping[str, str]:
+        """What each member is called, by its key."""
+        ...
+
     @property
     def drained(self) -> str | None: ...
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]: ...
@@ -114,8 +122,10 @@ class _Shown:
     layout: int = 0
     keys: tuple[str, ...] = ()
     gpus: tuple[Gpu, ...] = ()  # those of the last good reading
+    members: Mapping[str, str] = field(default_factory=dict)
     page: JobPage = field(default_factory=JobPage)
     page_at: float = float("-inf")
+    page_cost: float = 0.0  # what reading it took, s
     last: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=REPEATED))
 
 
@@ -158,6 +168,7 @@ class PanelLoop:
         self._shown = _Shown()
         self._changed = True
         self._offset = 0
+        self._due = 0.0  # when the next tick is to be sent, monotonic, s
         self._seq = 0
         self._heard_while_busy = False  # the front end's messages pass a running cell
         self._done: deque[str] = deque(maxlen=256)  # clicks: each is obeyed once
@@ -200,26 +211,27 @@ class PanelLoop:
     # The thread ----------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._monitor.want(self._name, self.every_s, Detail.FULL)
+        # The thread before this one may still be leaving: it must not end this one's want.
+        who = f"{self._name} {threading.get_ident()}"
+        self._monitor.want(who, self.every_s, Detail.FULL)
         leave = self._queue.subscribe(self._on_change)
         self._views.clear()
-        due = self._mono()
+        self._changed = True  # nobody has listened until now
         try:
-            while self._take_messages(due):
-                if not self._alive():
-                    continue
-                self._beat()
-                due = self._mono() + self.every_s
+            while self._take_messages():
+                if self._alive() and self._mono() >= self._due:
+                    self._beat()
         finally:
             leave()
-            self._monitor.unwant(self._name)
+            self._monitor.unwant(who)
             with self._cond:
-                self._thread = None
+                if self._thread is threading.current_thread():
+                    self._thread = None
 
-    def _take_messages(self, due: float) -> bool:
+    def _take_messages(self) -> bool:
         """Wait for messages or the next beat; False when nobody can see the panel any more."""
         with self._cond:
-            while not self._closed and not self._inbox and (wait := due - self._mono()) > 0:
+            while not self._closed and not self._inbox and (wait := self._due - self._mono()) > 0:
                 self._cond.wait(wait)
             messages = list(self._inbox)
             self._inbox.clear()
@@ -269,6 +281,7 @@ class PanelLoop:
     def _greet(self) -> None:
         """Everything, for a page that has nothing yet."""
         self._shown.state = None
+        self._due = self._mono()
         self._refresh()
         base = self._clock.now().wall
         snapshots = thin(self._monitor.history(WINDOW_S))
@@ -305,31 +318,47 @@ class PanelLoop:
             "answers": [answer for _, answer in self._answers],
         }
         self._send(tick, points)
+        self._due = self._mono() + self.every_s
 
     def _refresh(self) -> None:
         """Send the state if it is not the one that was sent last."""
         shown = self._shown
+        self._read_queue()
         snapshot = self._monitor.latest(Detail.FULL)
         newest = self._monitor.latest()
         if newest is not None and newest.problem:
             snapshot = newest
         if snapshot is not None and not snapshot.problem:
-            shown.gpus = snapshot.gpus
+            shown.gpus = self._marked(snapshot).gpus
         keys = tuple(gpu.uuid for gpu in shown.gpus)
         if keys != shown.keys:
             shown.keys = keys
             shown.layout += 1
             shown.last.clear()
-        self._read_queue()
-        source = self._source(snapshot)
-        wall = self._clock.now().wall
-        state = state_message(snapshot, shown.gpus, shown.page, source, wall)
+        state = state_message(
+            snapshot,
+            shown.gpus,
+            shown.page,
+            source=self._source(snapshot),
+            members=shown.members,
+            now=self._clock.now().wall,
+        )
         if state == shown.state:
             return
         if shown.state is not None or shown.rev == 0:
             shown.rev += 1
         shown.state = state
-        self._send(state | {"rev": shown.rev, "lay": shown.layout, "now": wall}, None)
+        self._send(state | {"rev": shown.rev, "lay": shown.layout}, None)
+
+    def _marked(self, snapshot: Snapshot) -> Snapshot:
+        """With our jobs and notebooks known by name, where the queue can be read."""
+        shown = self._shown
+        try:
+            shown.members = self._queue.members()
+            return self._queue.mark(snapshot, [job for job in shown.page.spans if not job.ended])
+        except GpuSchedError as exc:
+            shown.page = JobPage(trouble=str(exc))
+            return snapshot
 
     def _source(self, snapshot: Snapshot | None) -> str:
         if snapshot is not None and not snapshot.problem:
@@ -337,18 +366,22 @@ class PanelLoop:
         return self._monitor.explanation or "the first reading is on its way"
 
     def _read_queue(self) -> None:
+        """Read the shown part of the queue when it may differ, but never for much of the time."""
         now = self._clock.now()
         shown = self._shown
-        waits = shown.page.waiting > 0 and now.mono - shown.page_at >= REASONS_S
-        if not self._changed and not waits and shown.page.offset == self._offset:
+        age = now.mono - shown.page_at
+        changed = self._changed and (shown.state is None or age >= 25 * shown.page_cost)
+        waits = shown.page.waiting > 0 and age >= max(REASONS_S, 100 * shown.page_cost)
+        if not changed and not waits:
             return
         self._changed = False
-        shown.page_at = now.mono
         try:
             shown.page = self._load_page(now.wall)
         except GpuSchedError as exc:
             self._changed = True
             shown.page = JobPage(trouble=str(exc))
+        shown.page_at = self._mono()
+        shown.page_cost = shown.page_at - now.mono
 
     def _load_page(self, wall: float) -> JobPage:
         counts = self._queue.counts()
@@ -382,8 +415,8 @@ class PanelLoop:
             _log.exception("a click on the panel failed")
             good, text = False, f"that failed: {type(exc).__name__}: {exc}"
         self._changed = True
+        self._shown.page_cost = 0.0  # whoever clicks sees at once what it did
         self._answers.append((self._mono(), [click, good, text]))
-        self._refresh()
         self._beat()
 
     def _obey(self, message: Mapping[str, Any]) -> str:

@@ -167,12 +167,19 @@ class Panel {
       this.drawing = null;
       const palette = colours(this.node);
       const now = this.edge();
+      const windowS = this.windowS(now);
       for (const card of this.cards.values()) {
         card.showNumbers(this.fresh());
-        card.draw(now, this.cursor, this.tickState ? this.tickState.every : 1, palette);
+        card.draw(now, this.cursor, this.tickState ? this.tickState.every : 1, palette, windowS);
         card.showTip(card === this.cursorCard ? this.cursor : null, now);
       }
     });
+  }
+
+  // All cards span the same time, and no more of it than is known.
+  windowS(now) {
+    const known = now - Math.min(now, ...[...this.cards.values()].map((card) => card.oldest(now)));
+    return WINDOWS_S.find((seconds) => known <= seconds) || KEPT_S;
   }
 
   // The right edge of the plots: now while news comes in, the last news after that.

@@ -1,10 +1,11 @@
 // One GPU's card: its numbers, its picture of the last minutes, and who ran when.
 
-const WINDOW_S = 600;
+const WINDOWS_S = [60, 120, 300, 600]; // what a picture may span: it grows with what is known
 const FLOATS = 6; // a point: time, utilization, GiB used, °C, W, throttled
 const PLOT_H = 92;
 const LANE_H = 15;
 const AXIS_H = 15;
+const KEPT_S = WINDOWS_S[WINDOWS_S.length - 1];
 const MAX_LANES = 4;
 const GUTTER = 30; // left of the picture, for the scale
 
@@ -55,6 +56,7 @@ class Card {
     this.points = [];
     this.spans = [];
     this.meta = null;
+    this.windowS = WINDOWS_S[0];
     this.onCursor = onCursor;
     this.title = h("h4", { class: "gsq-gpu" });
     this.model = h("span", { class: "gsq-dim gsq-ellipsis" });
@@ -82,16 +84,16 @@ class Card {
 
   pointAt(x) {
     const inside = Math.min(1, Math.max(0, (x - GUTTER) / (this.canvas.clientWidth - GUTTER)));
-    this.onCursor(this, inside * WINDOW_S - WINDOW_S);
+    this.onCursor(this, inside * this.windowS - this.windowS);
   }
 
   key(event) {
-    const step = { ArrowLeft: -5, ArrowRight: 5, Home: -WINDOW_S, End: WINDOW_S }[event.key];
+    const step = { ArrowLeft: -1, ArrowRight: 1, Home: -100, End: 100 }[event.key];
     if (event.key === "Escape") this.onCursor(null, null);
     if (step === undefined) return;
     event.preventDefault();
-    const from = this.cursor ?? 0;
-    this.onCursor(this, Math.min(0, Math.max(-WINDOW_S, from + step)));
+    const to = (this.cursor ?? 0) + (step * this.windowS) / 100;
+    this.onCursor(this, Math.min(0, Math.max(-this.windowS, to)));
   }
 
   setMeta(meta) {
@@ -114,7 +116,7 @@ class Card {
   add(points) { mergePoints(this.points, points); }
 
   trim(now) {
-    const first = this.points.findIndex((point) => point[0] >= now - WINDOW_S - 5);
+    const first = this.points.findIndex((point) => point[0] >= now - KEPT_S - 5);
     if (first > 0) this.points.splice(0, first);
     if (first < 0) this.points.length = 0;
   }
@@ -141,7 +143,7 @@ class Card {
     const parts = [known(heat) ? degrees(heat) : "", known(power) ? watts(power) : "",
       slow === 1 ? "throttled" : ""].filter(Boolean);
     setText(this.heat, parts.join(" · "));
-    const label = `${this.title.textContent}, last 10 minutes. Now: utilization ${percent(util)}, ` +
+    const label = `${this.title.textContent}, last ${Math.round(this.windowS / 60)} min. Now: utilization ${percent(util)}, ` +
       `memory ${gib(mem)} ${known(total) ? `of ${wholeGib(total)}` : "used"}` +
       `${parts.length ? `, ${parts.join(", ")}` : ""}. Arrow keys move through time.`;
     // A screen reader need not hear of every beat.
@@ -151,8 +153,15 @@ class Card {
     }
   }
 
-  draw(now, cursor, every, palette) {
+  // Since when something is known of this GPU.
+  oldest(now) {
+    const starts = this.spans.map((job) => Math.max(job.start, now - KEPT_S));
+    return Math.min(now, this.points.length ? this.points[0][0] : now, ...starts);
+  }
+
+  draw(now, cursor, every, palette, windowS) {
     this.cursor = cursor;
+    this.windowS = windowS;
     const { placed, lanes } = placeSpans(this.spans, now);
     const width = this.canvas.clientWidth;
     const height = PLOT_H + AXIS_H + lanes * LANE_H + 2;
@@ -167,7 +176,7 @@ class Card {
     const ctx = this.canvas.getContext("2d");
     ctx.setTransform(scale, 0, 0, scale, 0, 0);
     ctx.clearRect(0, 0, width, height);
-    const x = (t) => GUTTER + ((t - now) / WINDOW_S + 1) * (width - GUTTER);
+    const x = (t) => GUTTER + ((t - now) / windowS + 1) * (width - GUTTER);
     const y = (ratio) => 4 + (1 - Math.min(1, Math.max(0, ratio))) * (PLOT_H - 6);
     this.drawGrid(ctx, width, y, palette);
     ctx.save();
@@ -200,11 +209,12 @@ class Card {
       ctx.fillText(ratio ? `${ratio * 100}` : `0${NNBSP}%`, GUTTER - 5, Math.max(6, at));
     }
     ctx.textBaseline = "top";
-    const marks = width < 300 ? [10, 5, 0] : [10, 7.5, 5, 2.5, 0];
-    for (const minutes of marks) {
-      const at = GUTTER + (width - GUTTER) * (1 - minutes / 10);
-      ctx.textAlign = minutes === 10 ? "left" : minutes === 0 ? "right" : "center";
-      const text = minutes === 0 ? "now" : `\u2212${minutes}${NNBSP}min`;
+    for (const share of width < 300 ? [1, 0.5, 0] : [1, 0.75, 0.5, 0.25, 0]) {
+      const at = GUTTER + (width - GUTTER) * (1 - share);
+      const ago = share * this.windowS;
+      ctx.textAlign = share === 1 ? "left" : share === 0 ? "right" : "center";
+      const size = ago < 90 ? `${ago}${NNBSP}s` : `${ago / 60}${NNBSP}min`;
+      const text = share === 0 ? "now" : `\u2212${size}`;
       ctx.fillText(text, at, PLOT_H + 3);
     }
     ctx.textAlign = "left";
@@ -310,7 +320,7 @@ class Card {
     this.tip.replaceChildren(...lines);
     this.tip.classList.add("gsq-shown");
     const width = this.canvas.clientWidth;
-    const at = GUTTER + (cursor / WINDOW_S + 1) * (width - GUTTER);
+    const at = GUTTER + (cursor / this.windowS + 1) * (width - GUTTER);
     const own = this.tip.offsetWidth;
     this.tip.style.left = `${at + 12 + own > width ? Math.max(0, at - own - 12) : at + 12}px`;
   }

@@ -224,6 +224,7 @@ class QueueTable {
     const { running, waiting, held } = state.counts;
     const parts = [`${running} running`, `${waiting} waiting`];
     if (held) parts.push(`${held} held`);
+    if (state.drained) parts.push("drained: nothing new starts");
     setText(this.count, parts.join(" · "));
     this.empty.hidden = state.total > 0;
     setText(this.empty, state.trouble || "Nothing is queued. A cell that begins with %%gpuqueue waits here for its GPU.");
@@ -242,7 +243,7 @@ class QueueTable {
     this.drain.classList.toggle("gsq-armed", this.state.drained);
     this.drain.setAttribute("aria-disabled", String(busy || this.deaf));
     this.drain.setAttribute("aria-busy", String(busy));
-    setText(this.drain, this.state.drained ? "Resume starts" : "Drain");
+    setText(this.drain, this.state.drained ? "Resume" : "Drain");
     this.drain.title = this.state.drained
       ? "let pending jobs start again"
       : "start no new job; what runs goes on";
