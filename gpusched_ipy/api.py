@@ -7,7 +7,6 @@ reads the record; starting jobs is the business of agents and kernels.
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import threading
 import time
@@ -408,7 +407,8 @@ def fits(request: Request, gpus: Sequence[Gpu]) -> None:
         gib = 2**30
         largest = max((size for size in sizes if size is not None), default=0)
         raise UserError(
-            f"--mem {request.mem_bytes / gib:.1f} GiB: the largest GPU here has {largest / gib:.1f} GiB"
+            f"--mem {request.mem_bytes / gib:.1f} GiB: the largest GPU here has "
+            f"{largest / gib:.1f} GiB"
         )
 
 
@@ -423,7 +423,8 @@ def default_owner() -> str:
 def _name_of(kind: JobKind, argv: Sequence[str] | None) -> str:
     if not argv:
         return str(kind)
-    words = shlex.split(argv[0]) if len(argv) == 1 and " " in argv[0] else list(argv)
+    # One word may be a whole line for the shell, with any quotes in it.
+    words = (argv[0].split() if len(argv) == 1 else list(argv)) or [str(kind)]
     script = next((word for word in words[1:] if word.endswith((".py", ".sh"))), words[0])
     return Path(script).name[:64] or str(kind)
 

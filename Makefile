@@ -1,0 +1,60 @@
+# make demo   sets up .venv and runs the tour on this machine's GPU, or on a scripted one
+# make test   sets up .venv and runs the tests
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test lint notebooks nbval setup clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+	@echo "make lint   ruff, mypy and the import contracts"
+	@echo "make notebooks   runs the notebooks and saves their outputs (installs PyTorch)"
+	@echo "make nbval   runs the notebooks and compares (installs PyTorch)"
+	@echo "make clean   removes .venv and what the tools have left"
+
+demo: $(VENV)/.demo
+	$(BIN)/python scripts/run_notebook.py notebooks/tour.ipynb
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+notebooks: $(VENV)/.dev $(VENV)/.torch
+	$(BIN)/python scripts/run_notebook.py --save notebooks/tour.ipynb
+	$(BIN)/python scripts/run_notebook.py --save notebooks/train_torch.ipynb
+
+nbval: $(VENV)/.dev $(VENV)/.torch
+	$(BIN)/python -m pytest -p nbval --nbval-lax --nbval-sanitize-with notebooks/sanitize.cfg \
+	  --nbval-cell-timeout 120 -p no:cacheprovider -W default notebooks
+
+setup: $(VENV)/.dev
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "gpusched_ipy needs Python 3.11 or newer; say which: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' \
+	  || { echo "Python's venv is missing; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e '.[test,lint]'
+	@touch $@
+
+$(VENV)/.torch: pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e '.[torch]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist build
