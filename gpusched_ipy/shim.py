@@ -23,7 +23,13 @@ from queue import Empty, SimpleQueue
 from gpusched_ipy import environment
 from gpusched_ipy.job import BOUND_KINDS, Job, JobState
 from gpusched_ipy.locks import Membership
-from gpusched_ipy.process import ProcessId, become_subreaper, end_tree, survive_signals
+from gpusched_ipy.process import (
+    ProcessId,
+    become_subreaper,
+    end_tree,
+    has_descendants,
+    survive_signals,
+)
 from gpusched_ipy.statedir import StateDir
 from gpusched_ipy.store import Store
 
@@ -147,8 +153,9 @@ def supervise(store: Store, job: Job, child: subprocess.Popen[bytes]) -> Outcome
         forced = _until_end(store, job, child, happened)
     finally:
         bell.close()
-    end_tree(os.getpid(), first=signal.SIGTERM)
-    _collect_strays(child.pid)
+    if has_descendants():
+        end_tree(os.getpid(), first=signal.SIGTERM)
+        _collect_strays(child.pid)
     return _outcome(child.returncode, forced)
 
 
