@@ -174,10 +174,9 @@ def run_ours(jobs: Sequence[Work], gpus: int, way: Ours) -> dict[int, float]:
     by_id = {job.id: job for job in jobs}
     cards = tuple(_card(number) for number in range(gpus))
     expected = {job.id: job.guess_s for job in jobs} if way.guesses else {}
+    worst_s = 0.0
     for now, ended, arrived in _events(jobs, starts):
-        given_back = [
-            _ended(taken.pop(number), EPOCH + now) for number in ended
-        ]
+        given_back = [_ended(taken.pop(number), EPOCH + now) for number in ended]
         for job in arrived:
             line.put(_pending(job, way))
         moment = Instant(mono=EPOCH + now, wall=EPOCH + now)
@@ -185,7 +184,17 @@ def run_ours(jobs: Sequence[Work], gpus: int, way: Ours) -> dict[int, float]:
             backend="fake", source="replay", taken_at=0, taken_mono=moment.mono, gpus=cards
         )
         held = [*taken.values(), *given_back]
-        decision = decide(line, snapshot, held, way.settings, moment, limit=0, expected=expected)
+        decision = decide(
+            line,
+            snapshot,
+            held,
+            way.settings,
+            moment,
+            limit=0,
+            expected=expected,
+            worst_backlog_s=worst_s,
+        )
+        worst_s = max(worst_s, decision.backlog_s)
         for start in decision.starts:
             starts[start.job_id] = now
             line.drop(start.job_id)
@@ -318,18 +327,16 @@ REFERENCES: dict[str, Reference] = {
 }
 
 
-def ways(mean_s: float, steps: Sequence[float]) -> dict[str, Ours]:
-    """The ways in which the real policy is run; ``steps``: aging, in mean job durations."""
+def ways(wait_s: float, steps: Sequence[float]) -> dict[str, Ours]:
+    """The ways in which the real policy is run; ``steps``: aging, in mean waits under EASY."""
     found = {
         "fair": Ours(Settings()),
         "fair, by notebook": Ours(Settings(), owners=True),
-        "shortest, learned": Ours(
-            Settings(order="shortest"), walltimes=False, guesses=True
-        ),
+        "shortest, learned": Ours(Settings(order="shortest"), walltimes=False, guesses=True),
     }
     for step in steps:
         name = f"priorities, aging {step:g}"
-        found[name] = Ours(Settings(aging_s=step * mean_s), priorities=True)
+        found[name] = Ours(Settings(aging_s=max(1.0, step * wait_s)), priorities=True)
     return found
 
 
@@ -338,8 +345,8 @@ def table(
 ) -> Iterator[str]:
     """The rows of one trace, box and load."""
     runs = {name: run_reference(jobs, gpus, policy) for name, policy in REFERENCES.items()}
-    mean_s = statistics.fmean(job.run_s for job in jobs)
-    for name, way in ways(mean_s, steps).items():
+    wait_s = statistics.fmean(runs["EASY"][job.id] - job.submit_s for job in jobs)
+    for name, way in ways(wait_s, steps).items():
         if not only or any(name.startswith(one) for one in only):
             runs[name] = run_ours(jobs, gpus, way)
     results = {name: figures(jobs, gpus, run, runs["FIFO"]) for name, run in runs.items()}
@@ -371,7 +378,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--loads", type=float, nargs="+", default=[0.7, 0.9, 1.1])
     parser.add_argument("--traces", nargs="+", default=None, help="names without .csv")
-    parser.add_argument("--aging", type=float, nargs="+", default=[100.0])
+    parser.add_argument("--aging", type=float, nargs="+", default=[1.0])
     parser.add_argument("--only", nargs="+", default=[], help="ways that start so")
     options = parser.parse_args()
     folder = os.environ.get("GPUSCHED_TRACES")

@@ -1,11 +1,12 @@
 """The line of pending jobs: who comes before whom, pure. It knows no GPU and starts nothing.
 
-``fair``: aging says which priority is served next, by its longest-waiting job; within a priority
-the notebook that has the fewest GPUs goes first, then the one that has gone longest without; within
-a notebook the order of submission. With one notebook that is effective priority, then id.
+``fair``: effective priority, then id; but jobs of one priority swap places so that notebooks take
+turns: the one with the fewest GPUs first, then the one that has gone longest without, each offering
+its jobs in the order of submission. Turns never change which priority has which place.
 
-``shortest``: within a priority the smallest expected area (GPU seconds) first; a job that has
-waited past its bound goes before all, the longest waiting first.
+``shortest``: within a priority the smallest expected area (GPU seconds) first, shrunk by the
+patience that the job has used up; one that has none left goes before its priority, the longest wait
+first, and it alone may hold a reservation.
 
 A :class:`Line` is kept sorted between decisions, so that one event costs one insertion.
 """
@@ -15,12 +16,16 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from heapq import heapify, heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush, heappushpop, heapreplace, merge
+from itertools import tee
 from operator import attrgetter
 
-from gpusched_ipy.job import Allocation, Job
+from gpusched_ipy.job import Job
+from gpusched_ipy.standing import Facts
 
 _SINCE = attrgetter("queued_mono", "id")
+
+PATIENCE = 0.9  # found on the Philly traces; see docs/decisions/0003-policy.md
 
 Eligible = Callable[[Job], bool]
 
@@ -69,46 +74,29 @@ class Line:
             if not rank:
                 del self._ranks[job.priority]
 
-    def fair(
-        self, eligible: Eligible, aging_s: float, allocations: Sequence[Allocation]
-    ) -> Iterator[Job]:
+    def fair(self, facts: Facts, eligible: Eligible) -> Iterator[Job]:
         """The eligible jobs in ``fair`` order."""
+        aging_s = facts.settings.aging_s
         using = Counter[str]()
         served: dict[str, float] = {}
-        for holder in allocations:
+        for holder in facts.allocations:
             if holder.ended_mono is None:
                 using[holder.owner] += len(holder.gpus)
             else:
                 served[holder.owner] = max(served.get(holder.owner, 0.0), holder.ended_mono)
-        ranks = {
-            priority: _Rank(rows, eligible, using, served) for priority, rows in self._ranks.items()
-        }
-        heap = [key for key in (rank.urgency(p, aging_s) for p, rank in ranks.items()) if key]
+        ranks = [
+            _Rank(priority, rows, eligible, using, served) for priority, rows in self._ranks.items()
+        ]
+        heap = [(key, rank) for rank in ranks if (key := rank.place(aging_s)) is not None]
         heapify(heap)
         while heap:
-            priority = -heap[0][1]
-            rank = ranks[priority]
+            rank = heap[0][1]
             yield rank.take()
-            key = rank.urgency(priority, aging_s)
+            key = rank.place(aging_s)
             if key is None:
                 heappop(heap)
             else:
-                heapreplace(heap, key)
-
-    def shortest(
-        self,
-        eligible: Eligible,
-        area: Callable[[Job], float],
-        overdue: Callable[[Job], bool],
-    ) -> Iterator[Job]:
-        """The eligible jobs in ``shortest`` order."""
-        heap = [
-            (0, job.queued_mono, job.id) if overdue(job) else (1, -job.priority, area(job), job.id)
-            for job in filter(eligible, self._jobs.values())
-        ]
-        heapify(heap)
-        while heap:
-            yield self._jobs[int(heappop(heap)[-1])]
+                heapreplace(heap, (key, rank))
 
     def _row(self, job: Job) -> list[Job]:
         try:
@@ -118,53 +106,88 @@ class Line:
 
 
 class _Rank:
-    """The jobs of one priority: each notebook offers its next one.
+    """The jobs of one priority: their places in the line, and the notebooks' turns to take them.
 
     ``using`` (GPUs by notebook) is shared by all ranks and counts the jobs already taken.
     """
 
     def __init__(
         self,
+        priority: int,
         rows: Mapping[str, Sequence[Job]],
         eligible: Eligible,
         using: Counter[str],
         served: Mapping[str, float],
     ) -> None:
+        self._priority = priority
         self._using = using
         self._served = served
-        self._rows = {owner: filter(eligible, row) for owner, row in rows.items()}
-        self._next: dict[str, Job] = {}
-        self._oldest: list[tuple[float, int, str]] = []
-        self._turns: list[tuple[int, float, int, str]] = []
+        pairs = {owner: tee(filter(eligible, row)) for owner, row in rows.items()}
+        self._places = merge(*(places for places, _ in pairs.values()), key=_SINCE)
+        self._rows = {owner: row for owner, (_, row) in pairs.items()}
+        self._turns: list[tuple[int, float, int, Job]] = []
         for owner in rows:
             self._offer(owner)
 
-    def urgency(self, priority: int, aging_s: float) -> tuple[float, int] | None:
-        """The key of its longest-waiting job, smallest first; None when no job is left."""
-        while self._oldest:
-            since, job_id, owner = self._oldest[0]
-            offered = self._next.get(owner)
-            if offered is not None and offered.id == job_id:
-                return since / aging_s - priority, -priority
-            heappop(self._oldest)
-        return None
+    def place(self, aging_s: float) -> tuple[float, int] | None:
+        """The key of its next place in the line, smallest first; None when all are taken."""
+        job = next(self._places, None)
+        if job is None:
+            return None
+        return job.queued_mono / aging_s - self._priority, -self._priority
 
     def take(self) -> Job:
-        """The next job by turns between the notebooks."""
-        while self._turns[0][0] != self._using[self._turns[0][3]]:
-            _, since, job_id, owner = self._turns[0]
-            heapreplace(self._turns, (self._using[owner], since, job_id, owner))
-        owner = heappop(self._turns)[3]
-        job = self._next.pop(owner)
-        self._using[owner] += job.request.gpus
-        self._offer(owner)
+        """The job whose notebook has the turn."""
+        count, since, number, job = heappop(self._turns)
+        while count != self._using[job.spec.owner]:
+            entry = (self._using[job.spec.owner], since, number, job)
+            count, since, number, job = heappushpop(self._turns, entry)
+        self._using[job.spec.owner] += job.request.gpus
+        self._offer(job.spec.owner)
         return job
 
     def _offer(self, owner: str) -> None:
         job = next(self._rows[owner], None)
-        if job is None:
-            return
-        self._next[owner] = job
-        since = max(job.queued_mono, self._served.get(owner, job.queued_mono))
-        heappush(self._oldest, (job.queued_mono, job.id, owner))
-        heappush(self._turns, (self._using[owner], since, job.id, owner))
+        if job is not None:
+            since = max(job.queued_mono, self._served.get(owner, job.queued_mono))
+            heappush(self._turns, (self._using[owner], since, job.id, job))
+
+
+class Patience:
+    """The order ``shortest``: how large each job is taken to be, and how long it may be passed.
+
+    A job may be passed for :data:`PATIENCE` of the time that the machine would need for all that
+    waits and runs, now or at the worst moment that the caller remembers: about as long as the
+    last in line would wait if all were served in order.
+    """
+
+    def __init__(self, jobs: Sequence[Job], facts: Facts) -> None:
+        self._jobs = jobs
+        self._facts = facts
+        known = {job.id: area for job in jobs if (area := facts.area_s(job)) is not None}
+        # A job of which nothing is known is taken for an average one.
+        mean = sum(known.values()) / len(known) if known else 1.0
+        self._areas = {job.id: known.get(job.id, mean) for job in jobs}
+        mono = facts.now.mono
+        running = sum(
+            len(holder.gpus) * max(0.0, (holder.expected_end_mono or mono) - mono)
+            for holder in facts.allocations
+            if holder.ended_mono is None
+        )
+        self.backlog_s = (sum(self._areas.values()) + running) / max(1, len(facts.gpus))
+        self.limit_s = PATIENCE * max(self.backlog_s, facts.worst_backlog_s)
+
+    def ordered(self) -> Iterator[Job]:
+        """The jobs in order."""
+        heap = [(*self._key(job), job.queued_mono, job.id) for job in self._jobs]
+        heapify(heap)
+        jobs = {job.id: job for job in self._jobs}
+        while heap:
+            yield jobs[heappop(heap)[-1]]
+
+    def _key(self, job: Job) -> tuple[float, float]:
+        waited_s = max(0.0, self._facts.now.mono - job.queued_mono)
+        over_s = waited_s - self.limit_s
+        if over_s >= 0:
+            return -job.priority - over_s / self._facts.settings.aging_s, -1.0
+        return -job.priority, -self._areas[job.id] * over_s / self.limit_s

@@ -18,7 +18,7 @@ from gpusched_ipy.job import Allocation, Job, JobKind, WaitCode, WaitReason
 from gpusched_ipy.shapes import Shape, Shapes
 from gpusched_ipy.standing import Facts, kernel_busy
 
-DEPTH = 1000  # so far along the line a job is looked for that may pass a reservation
+DEPTH = 500  # so far along the line a job is looked for that may pass a reservation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,9 @@ class Plan:
         self.reasons: dict[int, WaitReason] = {}
         self.never: dict[int, WaitReason] = {}
         self.reservations: list[Reservation] = []
+        self.patience_s = 0.0  # only a job that has waited longer may hold a reservation
         self._facts = facts
+        self._blind = facts.blind
         self._limit = limit
         self._shapes = Shapes(facts)
         self._open = self._any_open()
@@ -88,7 +90,7 @@ class Plan:
     def consider(self, job: Job) -> None:
         """Start the next job of the line, or note why it waits."""
         self._considered += 1
-        refusal = self._facts.blind or self._used_up(job)
+        refusal = self._blind or self._used_up(job)
         if refusal is not None:
             self._note(job, refusal)
             return
@@ -104,10 +106,10 @@ class Plan:
     def _used_up(self, job: Job) -> WaitReason | None:
         """What this decision itself leaves no more of."""
         spec = job.spec
-        if spec.kind is JobKind.CELL and not spec.in_place and spec.home in self._kernels:
+        if spec.home in self._kernels and spec.kind is JobKind.CELL and not spec.in_place:
             return kernel_busy()
         most = spec.request.max_running
-        if spec.array is not None and most is not None and self._arrays[spec.array.id] >= most:
+        if most is not None and spec.array is not None and self._arrays[spec.array.id] >= most:
             text = f"{most} of its sweep run at once, not more"
             return WaitReason(code=WaitCode.MAX_RUNNING, text=text)
         return None
@@ -202,6 +204,8 @@ class Plan:
         Nobody is kept waiting for a stranger: a GPU that he has is not counted.
         """
         mono = self._facts.now.mono
+        if mono - job.queued_mono < self.patience_s:
+            return
         rooms = [room for room in shape.pool.rooms if room not in self._spoken_for]
         times = [(room.opens(shape.ask, mono), room) for room in rooms]
         soonest = [(at, room) for at, room in times if at is not None]
@@ -218,9 +222,7 @@ class Plan:
         self._spoken_for.update(rooms)
 
     def _any_open(self) -> bool:
-        if self._facts.blind is not None:
-            return False
-        return any(not room.closed() for room in self._shapes.rooms)
+        return self._blind is None and any(not room.closed() for room in self._shapes.rooms)
 
     def _note(self, job: Job, reason: WaitReason) -> None:
         if len(self.reasons) < self._limit:

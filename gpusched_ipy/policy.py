@@ -7,13 +7,13 @@ State in, decision out: it reads no clock, no file, no GPU, and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Unpack
 
 from gpusched_ipy.config import Instant, Settings
 from gpusched_ipy.job import Allocation, Job, WaitCode, WaitReason
-from gpusched_ipy.order import Line
+from gpusched_ipy.order import Line, Patience
 from gpusched_ipy.plan import Plan, Reservation, Start
 from gpusched_ipy.shapes import Shapes
 from gpusched_ipy.snapshot import Snapshot
@@ -32,6 +32,7 @@ class Decision:
     reasons: Mapping[int, WaitReason]
     reservations: tuple[Reservation, ...]
     never: Mapping[int, WaitReason]  # jobs to end: what they depend on has ended badly
+    backlog_s: float = 0.0  # of the whole machine, for all that waits and runs; order shortest only
 
 
 def decide(
@@ -53,13 +54,19 @@ def decide(
         settings: the thresholds and the order.
         now: this moment.
         limit: for how many jobs to say why they wait.
-        known: what else is known: members, ended, expected, memory, drained
-            (see :class:`~gpusched_ipy.standing.Known`); all may be left out.
+        known: what else is known, all of it optional: members, ended, expected, memory,
+            worst_backlog_s, drained (see :class:`~gpusched_ipy.standing.Known`).
     """
     line = jobs if isinstance(jobs, Line) else Line(jobs)
     facts = Facts(snapshot=snapshot, allocations=allocations, settings=settings, now=now, **known)
     plan = Plan(facts, limit)
-    for job in _ordered(line, facts, plan):
+    if settings.order == "fair":
+        backlog_s, ordered = 0.0, line.fair(facts, plan.stands)
+    else:
+        patience = Patience([job for job in line if plan.stands(job)], facts)
+        plan.patience_s = patience.limit_s
+        backlog_s, ordered = patience.backlog_s, patience.ordered()
+    for job in ordered:
         plan.consider(job)
         if plan.done():
             break
@@ -68,6 +75,7 @@ def decide(
         reasons=plan.reasons,
         reservations=tuple(plan.reservations),
         never=plan.never,
+        backlog_s=backlog_s,
     )
 
 
@@ -114,9 +122,3 @@ def confirm(
         if refusal is not None:
             return refusal
     return None
-
-
-def _ordered(line: Line, facts: Facts, plan: Plan) -> Iterator[Job]:
-    if facts.settings.order == "fair":
-        return line.fair(plan.stands, facts.settings.aging_s, facts.allocations)
-    return line.shortest(plan.stands, facts.area_s, facts.overdue)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 from gpusched_ipy.job import Allocation, Member, WaitCode, WaitReason
 from gpusched_ipy.snapshot import Gpu, GpuProcess, Health
@@ -117,6 +118,7 @@ def kept(gpu: Gpu, job_id: int) -> WaitReason:
     return WaitReason(code=WaitCode.RESERVATION, text=text)
 
 
+@lru_cache(maxsize=1024)
 def ahead(count: int) -> WaitReason:
     """Others come first."""
     return WaitReason(code=WaitCode.PRIORITY, text=f"{count} job{'s' if count > 1 else ''} ahead")

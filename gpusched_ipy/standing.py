@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import inf
 from typing import TypedDict
 
 from gpusched_ipy import reasons
@@ -28,7 +27,6 @@ from gpusched_ipy.text import format_duration
 
 STALE_INTERVALS = 3  # a reading older than so many sample intervals starts nothing …
 STALE_FLOOR_S = 2.0  # … but never younger than this
-OVERDUE_STEPS = 12  # times aging_s: so long may `shortest` pass a job by
 
 
 class Known(TypedDict, total=False):
@@ -38,6 +36,7 @@ class Known(TypedDict, total=False):
     ended: Mapping[int, JobState]  # the states of jobs that others depend on; missing: not ended
     expected: Mapping[int, float]  # seconds that a job is expected to run, by id, from its history
     memory: Mapping[int, int]  # bytes that a job is expected to need on each GPU, likewise
+    worst_backlog_s: float  # the largest ``Decision.backlog_s`` of the last days
     drained: bool  # the user has stopped new starts
 
 
@@ -53,6 +52,7 @@ class Facts:
     ended: Mapping[int, JobState] = field(default_factory=dict)
     expected: Mapping[int, float] = field(default_factory=dict)
     memory: Mapping[int, int] = field(default_factory=dict)
+    worst_backlog_s: float = 0.0
     drained: bool = False
 
     @cached_property
@@ -113,15 +113,10 @@ class Facts:
         walltime = job.spec.request.time_s
         return self.expected.get(job.id) if walltime is None else walltime
 
-    def area_s(self, job: Job) -> float:
-        """GPU seconds that ``job`` is expected to take; inf where nothing is known."""
-        walltime = job.spec.request.time_s
-        expected = self.expected.get(job.id, walltime)
-        return inf if expected is None else job.spec.request.gpus * expected
-
-    def overdue(self, job: Job) -> bool:
-        """Whether ``job`` has waited past its bound (order ``shortest``)."""
-        return self.now.mono - job.queued_mono > OVERDUE_STEPS * self.settings.aging_s
+    def area_s(self, job: Job) -> float | None:
+        """GPU seconds that ``job`` is expected to take, as far as known."""
+        expected = self.expected.get(job.id, job.spec.request.time_s)
+        return None if expected is None else job.spec.request.gpus * expected
 
     def _dependency(self, after: Sequence[int], after_any: Sequence[int]) -> WaitReason | None:
         waits = [number for number in (*after, *after_any) if self.ended.get(number) not in FINAL]
