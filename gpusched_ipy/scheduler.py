@@ -171,8 +171,8 @@ class Scheduler:
         claims: list[Claim] = []
         with self._mutex:
             self._open.refresh()
-            self._record_usage()
             if not self._open.jobs:
+                self._record_usage()
                 self._rest()
                 return
             self._pass_on_cancels()
@@ -186,6 +186,8 @@ class Scheduler:
             self._watch(snapshot)
         for claim in claims:
             self._dispatch(claim)
+        with self._mutex:
+            self._record_usage()
 
     def _write(self, wanted: Sequence[policy.Start]) -> list[Claim]:
         """Reap, decide anew on what is true now, claim and note the reasons, all in one write."""

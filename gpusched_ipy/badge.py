@@ -1,0 +1,127 @@
+"""The badge: one line under a queued cell that says how its job stands. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from gpusched_ipy.job import ACTIVE, Job, JobState
+from gpusched_ipy.text import clean, escape, format_duration
+
+_WORD = {
+    JobState.PENDING: "queued",
+    JobState.STARTING: "starting",
+    JobState.RUNNING: "running",
+    JobState.COMPLETED: "done",
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "cancelled",
+    JobState.TIMEOUT: "timed out",
+    JobState.LOST: "lost",
+}
+_SIGN = {
+    JobState.PENDING: "◷",
+    JobState.STARTING: "▷",
+    JobState.RUNNING: "▶",
+    JobState.COMPLETED: "✓",
+    JobState.FAILED: "✗",
+    JobState.CANCELLED: "⊘",
+    JobState.TIMEOUT: "✗",
+    JobState.LOST: "?",
+}
+_TEXT_LIMIT = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Around:
+    """What a badge says besides the job itself."""
+
+    gpus: Sequence[str] = ()  # what people call the job's GPUs: "GPU 0"
+    pinned: Sequence[str] = ()  # the GPUs that this kernel is bound to
+    replaced: Sequence[int] = ()  # older jobs of the same cell
+    note: str | None = None  # one more thing to say
+
+
+def bundle(job: Job, around: Around) -> dict[str, str]:
+    """The badge for any front end: HTML in the page's own colours, and plain text."""
+    first, rest = _words(job, around)
+    head = f"{_SIGN[job.state]} {first}"
+    plain = " · ".join([head, *rest])
+    more = "".join(f" · {escape(part, _TEXT_LIMIT)}" for part in rest)
+    style = "font-size:90%;border-left:3px solid currentColor;padding:1px 8px;opacity:.85"
+    html = (
+        f'<div class="gpusched-badge gpusched-{job.state} mathjax_ignore tex2jax_ignore" '
+        f'role="status" style="{style}"><b>{escape(head, _TEXT_LIMIT)}</b>{more}</div>'
+    )
+    return {"text/plain": clean(plain, 4 * _TEXT_LIMIT), "text/html": html}
+
+
+def _words(job: Job, around: Around) -> tuple[str, list[str]]:
+    """What stands in front, and the parts that follow."""
+    name = "" if job.name in ("", "cell") else f" {job.name}"
+    word = "held" if job.held and job.state is JobState.PENDING else _WORD[job.state]
+    rest = {
+        JobState.PENDING: _waiting,
+        JobState.STARTING: _running,
+        JobState.RUNNING: _running,
+    }.get(job.state, _ended)(job, around)
+    if around.replaced:
+        rest.append("replaces " + ", ".join(f"#{number}" for number in around.replaced))
+    if around.note:
+        rest.append(around.note)
+    return f"{word} #{job.id}{name}", rest
+
+
+def _waiting(job: Job, around: Around) -> list[str]:
+    parts = [f"priority {job.priority}"]
+    if job.reason is not None and not job.held:
+        parts.append(job.reason.text)
+    if around.pinned:
+        parts.append(f"pinned to {', '.join(around.pinned)}")
+    return [*parts, f"since {_clock(job.submitted_at)}"]
+
+
+def _running(job: Job, around: Around) -> list[str]:
+    parts = []
+    if around.gpus:
+        parts.append(", ".join(around.gpus))
+    if job.cancel_requested:
+        parts.append("being cancelled")
+    if job.started_at is not None:
+        parts += [f"since {_clock(job.started_at)}", _waited(job)]
+    return parts
+
+
+def _ended(job: Job, around: Around) -> list[str]:
+    parts = []
+    if job.error:
+        parts.append(job.error)
+    if job.started_at is None:
+        return parts
+    if around.gpus:
+        parts.append(", ".join(around.gpus))
+    parts.append(_waited(job))
+    if job.run_s is not None:
+        parts.append(f"ran {_span(job.run_s)}")
+    if around.pinned:
+        parts.append(f"kernel pinned to {', '.join(around.pinned)}")
+    return parts
+
+
+def _waited(job: Job) -> str:
+    assert job.started_at is not None
+    return f"waited {_span(job.started_at - job.submitted_at)}"
+
+
+def _span(seconds: float) -> str:
+    """Short spans to a tenth: a cell often takes less than a second."""
+    return f"{max(0.0, seconds):.1f} s" if seconds < 10 else format_duration(seconds)
+
+
+def _clock(wall: float) -> str:
+    return datetime.fromtimestamp(wall, UTC).astimezone().strftime("%H:%M:%S")
+
+
+def is_live(job: Job) -> bool:
+    """Whether the badge may still change."""
+    return job.state is JobState.PENDING or job.state in ACTIVE

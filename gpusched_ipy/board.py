@@ -1,0 +1,149 @@
+"""What people see of this kernel's queued cells: their badges, and a transcript of what they show.
+
+Works in the courier's thread; the main thread only puts up the first badge of a cell. It decides
+nothing and starts nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gpusched_ipy import badge
+from gpusched_ipy.badge import Around
+from gpusched_ipy.frontend import FrontEnd
+from gpusched_ipy.job import Job, JobState
+from gpusched_ipy.runners.cell import Cell, CellRunner, Phase
+from gpusched_ipy.store import Store
+from gpusched_ipy.transcript import Recorder
+
+_REFRESH_S = 1.0  # a badge that waits changes at most this often
+_LATE_S = 10.0  # so long after its end a cell's threads may still show something
+
+
+@dataclass(slots=True)
+class _Shown:
+    display_id: str
+    around: Around
+    data: dict[str, str]
+    state: JobState
+    at_mono: float
+    erased: bool = False  # the cell has cleared its outputs, the badge with them
+
+
+class Board:
+    """The badges and transcripts of one kernel.
+
+    Args:
+        labels: what people call the GPUs of these UUIDs.
+        pinned: the GPUs that this kernel is bound to.
+        look_after: called at each look, with whether any cell waits; seconds until it must be
+            called again, None: when something happens.
+    """
+
+    def __init__(
+        self,
+        front: FrontEnd,
+        store: Store,
+        runner: CellRunner,
+        *,
+        log_cap: int,
+        labels: Callable[[Sequence[str]], Sequence[str]],
+        pinned: Callable[[], Sequence[str]],
+        look_after: Callable[[bool], float | None],
+    ) -> None:
+        self._front = front
+        self._store = store
+        self._runner = runner
+        self._log_cap = log_cap
+        self._labels = labels
+        self._pinned = pinned
+        self._look_after = look_after
+        self._mutex = threading.Lock()
+        self._shown: dict[str, _Shown] = {}
+        self._recording: dict[str, Cell] = {}
+
+    def put_up(self, cell: Cell, job: Job, around: Around) -> None:
+        """Show the badge of a cell for the first time, under the cell that queued it."""
+        data = badge.bundle(job, replace(around, pinned=self._pinned()))
+        shown = _Shown(f"gpusched-{cell.uid}", around, data, job.state, time.monotonic())
+        with self._mutex:
+            self._shown[cell.uid] = shown
+        self._front.display(data, shown.display_id, cell.parent)
+
+    def record(self, cell: Cell) -> None:
+        """Keep what the cell shows from now on."""
+        path = self._store.state.transcript(cell.uid)
+        cell.recorder = Recorder(path, self._log_cap)
+        self._recording[cell.msg_id] = cell
+
+    def refresh(self, cell: Cell) -> None:
+        """Bring the badge of a cell up to date, if it has one."""
+        with self._mutex:
+            shown = self._shown.get(cell.uid)
+            if shown is None:
+                return
+            job = self._store.job(cell.job_id)
+            now = time.monotonic()
+            brief = job.state in (shown.state, JobState.STARTING)
+            if brief and now - shown.at_mono < _REFRESH_S:
+                return
+            around = replace(shown.around, gpus=self._labels(job.gpus), pinned=self._pinned())
+            data = badge.bundle(job, around)
+            if data == shown.data and not (shown.erased and job.ended):
+                return
+            shown.data, shown.state, shown.at_mono = data, job.state, now
+            update = not (shown.erased and job.ended)
+            self._front.display(data, shown.display_id, cell.parent, update=update)
+            if job.ended:
+                del self._shown[cell.uid]
+
+    # -- what the courier tells
+
+    def heard(self, msg_id: str, kind: str, content: Mapping[str, Any]) -> None:
+        """Record what a cell of ours shows."""
+        cell = self._recording.get(msg_id)
+        if cell is None or cell.recorder is None:
+            return
+        if kind == "status":
+            if content.get("execution_state") == "idle" and cell.phase is Phase.ENDED:
+                cell.recorded.set()
+            return
+        display_id = str((content.get("transient") or {}).get("display_id", ""))
+        if display_id == f"gpusched-{cell.uid}":
+            return
+        if kind == "clear_output" and cell.uid in self._shown:
+            self._shown[cell.uid].erased = True
+        cell.recorder.record(kind, content)
+
+    def replied(self, msg_id: str, content: Mapping[str, Any]) -> None:
+        """A cell of the user failed, and the kernel has dropped what was queued behind it."""
+        cell = self._runner.active
+        if content.get("status") == "aborted" and cell is not None and cell.msg_id == msg_id:
+            self._runner.give_back(cell, "its kernel dropped it after an error in another cell")
+
+    def pulse(self) -> float | None:
+        """Refresh the badges, forget what is over."""
+        cells = list(self._runner.cells.values())
+        for cell in cells:
+            self.refresh(cell)
+            if cell.phase is Phase.WAITING and self._store.job(cell.job_id).ended:
+                cell.phase, cell.ended_mono = Phase.ENDED, time.monotonic()
+            if cell.phase is Phase.ENDED and time.monotonic() - cell.ended_mono > _LATE_S:
+                self.forget(cell)
+        waiting = any(cell.phase is Phase.WAITING and not cell.in_place for cell in cells)
+        again = self._look_after(waiting)
+        if self._runner.cells:
+            return _REFRESH_S if again is None else min(again, _REFRESH_S)
+        return again
+
+    def forget(self, cell: Cell) -> None:
+        """The cell is over, its late output too."""
+        self._runner.cells.pop(cell.uid, None)
+        if self._recording.get(cell.msg_id) is cell:
+            del self._recording[cell.msg_id]
+        if cell.recorder is not None:
+            cell.recorder.close()

@@ -1,0 +1,197 @@
+"""What ``%load_ext`` adds to a shell, and how it is taken out again without a trace.
+
+It imports nothing heavy: the queue is opened when a magic first needs it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gpusched_ipy import cellsyntax
+from gpusched_ipy.cellwatch import CellWatch
+from gpusched_ipy.config import Settings
+from gpusched_ipy.errors import GpuSchedError, UserError
+from gpusched_ipy.frontend import MARK, FrontEnd
+
+if TYPE_CHECKING:
+    from gpusched_ipy.job import Job
+    from gpusched_ipy.kernel import Asked, KernelSession
+
+_log = logging.getLogger(__name__)
+_PARKED = "_gpusched_parked"  # a session whose cells wait until the extension is loaded again
+
+
+class Extension:
+    """The state of the extension in one shell.
+
+    Args:
+        settings: gives those in force now.
+    """
+
+    def __init__(self, shell: Any, settings: Callable[[], Settings]) -> None:
+        self.shell = shell
+        self.front = FrontEnd(shell)
+        self.watch = CellWatch()
+        self._settings = settings
+        self._session: KernelSession | None = None
+        self.magics: Any = None  # the object that the shell knows
+
+    def attach(self) -> None:
+        """Put the hooks in; go on with cells that an unload has left waiting."""
+        self.shell.input_transformers_cleanup.insert(0, self.transform)
+        self.watch.register(self.shell.events)
+        if self.shell.Completer is not None:
+            self.shell.Completer.custom_matchers.append(self._matcher())
+        atexit.register(self._at_exit)
+        parked = self.shell.__dict__.pop(_PARKED, None)
+        if parked is not None:
+            parked.unpark(self.watch, self._settings())
+            self._session = parked
+
+    def detach(self) -> None:
+        """Take the hooks out, stop every thread; cells that wait are kept for the next load."""
+        if self.transform in self.shell.input_transformers_cleanup:
+            self.shell.input_transformers_cleanup.remove(self.transform)
+        self.watch.unregister(self.shell.events)
+        if self.shell.Completer is not None:
+            matchers = self.shell.Completer.custom_matchers
+            matchers[:] = [item for item in matchers if getattr(item, "owner", None) is not self]
+        atexit.unregister(self._at_exit)
+        session, self._session = self._session, None
+        if session is None:
+            return
+        waiting = len(session.open_cells)
+        if waiting:
+            session.park()
+            setattr(self.shell, _PARKED, session)
+            self.front.tell(
+                f"gpuqueue: {waiting} queued cell{'s' if waiting > 1 else ''} of this notebook "
+                "wait until gpusched_ipy is loaded again"
+            )
+        else:
+            session.close()
+
+    @property
+    def session(self) -> KernelSession:
+        """This kernel in the queue, opened when first used.
+
+        Raises:
+            UserError: the state directory, the record or a setting cannot be used.
+        """
+        if self._session is None:
+            from gpusched_ipy.kernel import KernelSession
+
+            self._session = KernelSession(self.front, self.watch, self._settings())
+        return self._session
+
+    def reconfigure(self) -> None:
+        """A setting has changed."""
+        settings = self._settings()
+        if self._session is not None:
+            self._session.reconfigure(settings)
+        elif settings.warn_unqueued:
+            _ = self.session  # it has to watch from now on
+
+    # -- cells
+
+    def transform(self, lines: list[str]) -> list[str]:
+        """Give IPython the body of a queued cell whose turn it is, or one that holds its place."""
+        found = cellsyntax.split(lines)
+        if found is None:
+            return lines
+        place, line = found
+        mark = self.front.parent.get("metadata", {}).get(MARK)
+        if mark is not None:
+            begins = self.session.begin_marked(mark, "".join(lines))
+            if begins is not None:
+                return self._body(lines, place) if begins else []
+        if not self._holds_place(line):
+            return lines  # the cell magic of that name queues it
+        body = self._body(lines, place)
+        if not "".join(body).strip():
+            return lines
+        gate = f"get_ipython()._gpusched.hold_place({line!r})"
+        return cellsyntax.with_gate(body, place, gate)
+
+    def hold_place(self, line: str) -> None:
+        """The statement in front of the body of a cell that holds its place.
+
+        Raises:
+            UserError: it cannot be queued, or it was cancelled while it waited.
+        """
+        sent = str(self.front.parent.get("content", {}).get("code", ""))
+        lines = sent.splitlines(keepends=True)
+        found = cellsyntax.split(lines)
+        body = "".join(lines[found[0] + 1 :]) if found else ""
+        asked, _ = self._asked(line, body)
+        self.session.hold_place(asked)
+
+    def defer(self, line: str, body: str) -> Job:
+        """Queue the running cell to run later.
+
+        Raises:
+            UserError: it cannot be; nothing is queued.
+            HelpShown: help was asked for, and has been printed.
+        """
+        asked, wait = self._asked(line, body)
+        if not body.strip():
+            raise UserError("the cell is empty: write what is to run below %%gpuqueue")
+        if wait or self._settings().wait or not self.front.can_defer:
+            raise UserError(
+                "a cell that holds its place must begin with %%gpuqueue; here it stands inside "
+                "something else"
+            )
+        return self.session.defer(asked, line)
+
+    def _asked(self, line: str, body: str) -> tuple[Asked, bool]:
+        from gpusched_ipy.kernel import Asked
+        from gpusched_ipy.lines import parse_cell
+
+        fields, wait = parse_cell(self.shell.var_expand(line))
+        return Asked(fields, body), wait
+
+    def _holds_place(self, line: str) -> bool:
+        """Whether a cell waits where it stands; a line that cannot be read is left to the magic."""
+        from gpusched_ipy.lines import split_line
+
+        try:
+            words = split_line(self.shell.var_expand(line))
+            known = "--help" not in words and "-h" not in words
+            held = "--wait" in words or not self.front.can_defer or self._settings().wait
+        except UserError:
+            return False
+        return known and held
+
+    def _body(self, lines: list[str], place: int) -> list[str]:
+        others = [item for item in self.shell.input_transformers_cleanup if item != self.transform]
+        return cellsyntax.without_magic(lines, place, others)
+
+    # -- completion
+
+    def _matcher(self) -> Any:
+        from IPython.core.completer import SimpleCompletion, context_matcher
+
+        @context_matcher(identifier="gpusched_ipy")
+        def matcher(context: Any) -> Any:
+            from gpusched_ipy.completion import answer, candidates
+
+            line = context.line_with_cursor[: len(context.text_until_cursor.rpartition("\n")[2])]
+            try:
+                texts = candidates(line, lambda ended: self.session.queue.list(all=ended))
+            except UserError as exc:
+                _log.debug("no completion: %s", exc)
+                texts = None
+            return answer(texts, SimpleCompletion)
+
+        matcher.owner = self
+        return matcher
+
+    def _at_exit(self) -> None:
+        if self._session is not None:
+            try:
+                self._session.close()
+            except GpuSchedError as exc:
+                _log.error("the queue could not be left: %s", exc)

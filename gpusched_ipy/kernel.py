@@ -1,0 +1,425 @@
+"""This kernel (or terminal IPython) as a member of the queue: its cells, and what they need.
+
+Made when a magic first needs it. It wires the loop, the runner of cells, the badges and the courier
+together; what any of them does stands in its own module.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from gpusched_ipy import cellsyntax
+from gpusched_ipy.aftercells import AfterCells
+from gpusched_ipy.api import Queue
+from gpusched_ipy.badge import Around
+from gpusched_ipy.board import Board
+from gpusched_ipy.cellwatch import CellWatch
+from gpusched_ipy.config import Settings
+from gpusched_ipy.courier import Courier
+from gpusched_ipy.errors import UserError
+from gpusched_ipy.frontend import FrontEnd
+from gpusched_ipy.job import Job, JobKind, JobState
+from gpusched_ipy.lending import Lending
+from gpusched_ipy.locks import Membership
+from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.pin import Pin
+from gpusched_ipy.runners.cell import Cell, CellRunner, Phase, shielded
+from gpusched_ipy.scheduler import Claim, Scheduler
+from gpusched_ipy.statedir import open_state_dir
+from gpusched_ipy.store import Store
+from gpusched_ipy.text import format_duration
+
+_STEP_S = 0.1  # the longest that an interrupt of a waiting cell takes
+_BUSY_S = 0.1  # shorter cells are not worth a line in the record
+_SAY_S = 1.0  # shorter waits are not worth a line in the notebook
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a queued cell asks for: the options by their long names, and its body."""
+
+    fields: Mapping[str, Any]
+    body: str
+
+
+class KernelSession:
+    """One kernel in the queue.
+
+    Raises:
+        UserError: the state directory or the record cannot be used.
+    """
+
+    def __init__(self, front: FrontEnd, watch: CellWatch, settings: Settings) -> None:
+        self.front = front
+        self.watch = watch
+        self.settings = settings
+        self.store = Store(open_state_dir(settings))
+        self.membership = Membership(self.store.state)
+        self.store.join(self.membership.key, "kernel", front.owner)
+        self.pin = Pin(self.store, self.membership.key)
+        self.runner = CellRunner(self)
+        self._scheduler: Scheduler | None = None
+        self._courier: Courier | None = None
+        self._busy_told = False
+        self._labels: dict[str, str] = {}
+        self._after = AfterCells(front, self.store, self.membership.key, self.labels)
+        self._start(settings)
+
+    # -- life
+
+    def _start(self, settings: Settings) -> None:
+        self.settings = settings
+        self.monitor = Monitor(settings, state_dir=self.store.state.root)
+        self.queue = Queue(settings, store=self.store, monitor=self.monitor, owner=self.front.owner)
+        self.board = Board(
+            self.front,
+            self.store,
+            self.runner,
+            log_cap=settings.log_cap,
+            labels=self.labels,
+            pinned=lambda: self.labels(self.pin.gpus or ()),
+            look_after=self._look_after,
+        )
+        self._lending = Lending(self.front, self.runner, self.board.record)
+        self._after.configure(settings, self.monitor, self._outside)
+        self.watch.watcher = self
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Go on with other settings; jobs and claims stay.
+
+        Raises:
+            UserError: the state directory cannot change while the kernel is a member.
+        """
+        if settings.state_dir != self.settings.state_dir:
+            raise UserError("state_dir takes effect after %unload_ext and %load_ext gpusched_ipy")
+        enrolled = self._scheduler is not None
+        self.park()
+        self._start(settings)
+        if enrolled:
+            self._enrol()
+
+    def park(self) -> None:
+        """Stop all threads; cells that wait go on waiting until :meth:`unpark`."""
+        self.watch.watcher = None
+        if self._scheduler is not None:
+            self._scheduler.stop()
+            self._scheduler = None
+        if self._courier is not None:
+            self._courier.stop()
+            self._courier = None
+        self.monitor.stop()
+
+    def unpark(self, watch: CellWatch, settings: Settings) -> None:
+        """Go on after :meth:`park`."""
+        self.watch = watch
+        self._start(settings)
+        if self.open_cells:
+            self._enrol()
+            self._hear()
+
+    def close(self) -> None:
+        """Leave the queue; what still waits here is lost, and says so."""
+        self.park()
+        active = self.runner.active
+        if active is not None and active.claim is not None:
+            self.store.finish_if_active(
+                active.job_id,
+                epoch=active.claim.job.epoch,
+                state=JobState.LOST,
+                error="its kernel was shut down",
+            )
+        for cell in self.open_cells:
+            job = self.store.job(cell.job_id)
+            if job.state is JobState.PENDING:
+                self.store.end_pending(job, JobState.LOST, "its kernel was shut down")
+        self.store.leave(self.membership.key)
+        self.membership.leave()
+        self.store.close()
+
+    @property
+    def open_cells(self) -> list[Cell]:
+        """The queued cells of this kernel that have not ended."""
+        cells = list(self.runner.cells.values())
+        return [cell for cell in cells if cell.job_id and cell.phase is not Phase.ENDED]
+
+    def _enrol(self) -> Scheduler:
+        """Start the loop: this kernel has cells of its own."""
+        if self._scheduler is None:
+            runners = {JobKind.CELL: self.runner}
+            self._scheduler = Scheduler(
+                self.store, self.monitor, self.membership, runners, self.settings
+            )
+            self.runner.scheduler = self._scheduler
+            self._scheduler.start()
+        return self._scheduler
+
+    def _hear(self) -> None:
+        path = self.front.connection_file
+        if path is None:
+            return
+        if self._courier is None:
+            self._courier = Courier(path, self.board)
+        self._courier.listen(True)
+        self._courier.look()
+
+    # -- cells that run later
+
+    def defer(self, asked: Asked, line: str) -> Job:
+        """Queue the running cell to run later, and put its badge up.
+
+        Raises:
+            UserError: it cannot be; nothing is queued.
+        """
+        sent = str(self.front.parent.get("content", {}).get("code", ""))
+        cell = Cell(
+            uid=uuid.uuid4().hex,
+            parent=self.front.parent,
+            code=cellsyntax.source(sent, line, asked.body),
+            cell_id=self.front.cell_id,
+        )
+        job = self._submit(cell, asked)
+        self._hear()
+        replaced = self._replace(cell)
+        self.board.put_up(cell, job, Around(replaced=replaced))
+        self.changed()
+        return job
+
+    def begin_marked(self, mark: Mapping[str, Any], text: str) -> bool | None:
+        """Whether the body of a request of ours may run now; None: ``text`` is not that body."""
+        cell = self.runner.cells.get(str(mark.get("uid")))
+        if cell is not None and text.rstrip("\n") != cell.code.rstrip("\n"):
+            return None
+        return cell is not None and self.runner.begin(
+            cell.uid, int(mark["epoch"]), self.watch.depth + 1
+        )
+
+    def _submit(self, cell: Cell, asked: Asked) -> Job:
+        scheduler = self._enrol()
+        self.pin.look(self.monitor)
+        self.runner.cells[cell.uid] = cell
+        try:
+            submit = partial(
+                self.queue.submit,
+                kind=JobKind.CELL,
+                code=asked.body,
+                uid=cell.uid,
+                home=self.membership.key,
+                cell_id=cell.cell_id,
+                in_place=cell.in_place,
+                **asked.fields,
+            )
+            job = shielded(submit)
+        except BaseException:
+            del self.runner.cells[cell.uid]
+            raise
+        cell.job_id = job.id
+        scheduler.wake()
+        return job
+
+    def _replace(self, cell: Cell) -> tuple[int, ...]:
+        """The cell has been run again: what it had queued before must not run as well."""
+        older = [
+            other
+            for other in self.open_cells
+            if other is not cell
+            and other.cell_id is not None
+            and other.cell_id == cell.cell_id
+            and other.msg_id != cell.msg_id
+        ]
+        for other in older:
+            self.store.request_cancel(other.job_id)
+        return tuple(other.job_id for other in older)
+
+    # -- cells that wait in their place
+
+    def hold_place(self, asked: Asked) -> None:
+        """Wait until the running cell may go on; its GPU is given back when it has ended.
+
+        Raises:
+            UserError: it cannot be queued, or it was cancelled while it waited.
+        """
+        if self.runner.active is not None and self.runner.active.phase is Phase.RUNNING:
+            raise UserError("this cell has its turn already; it cannot wait for another one")
+        cell = Cell(
+            uid=uuid.uuid4().hex,
+            parent=self.front.parent,
+            code=asked.body,
+            cell_id=self.front.cell_id,
+            in_place=True,
+        )
+        job = self._submit(cell, asked)
+        try:
+            self._replace(cell)
+            self._await_turn(cell, job)
+            if not self.runner.begin(cell.uid, None, self.watch.depth):
+                raise UserError(f"job {job.id} was cancelled before it began")
+            self._say_wait(job.id)
+        except BaseException:
+            if self.runner.give_up(cell):
+                shielded(partial(self.store.request_cancel, job.id))
+            self._finish_in_place(cell)
+            raise
+
+    def _await_turn(self, cell: Cell, job: Job) -> None:
+        shown = not self.front.attended
+        while not cell.granted.wait(_STEP_S):
+            now = self.store.job(job.id)
+            if now.ended:
+                why = f": {now.error}" if now.error else " while it waited"
+                raise UserError(f"job {job.id} was {now.state}{why}")
+            if not shown:
+                self.board.put_up(cell, now, Around())
+                shown = True
+            self.board.refresh(cell)
+
+    def _say_wait(self, job_id: int) -> None:
+        job = self.store.job(job_id)
+        waited = (job.started_at or job.submitted_at) - job.submitted_at
+        if waited >= _SAY_S and not self.front.attended:
+            gpus = ", ".join(self.labels(job.gpus))
+            self.front.tell(f"gpuqueue: job {job.id} waited {format_duration(waited)} for {gpus}")
+
+    def _finish_in_place(self, cell: Cell) -> None:
+        if cell.phase is Phase.ENDED:
+            self.board.refresh(cell)
+            self.board.forget(cell)
+
+    # -- waiting for jobs in a cell
+
+    def wait(self, references: Sequence[str], timeout: float | None = None) -> list[Job]:
+        """Wait for jobs; cells of this kernel run meanwhile, each under its own badge.
+
+        Raises:
+            UserError: one of them can only run after the cell that waits.
+            TimeoutError: they have not ended in time.
+        """
+        active = self.runner.active
+        if active is not None and active.phase is Phase.RUNNING:
+            return self._wait_inside(active, references, timeout)
+        tick = self._lending.lend if self._scheduler is not None else None
+        self._lending.active = tick is not None
+        self.changed()
+        try:
+            return self.queue.wait(*references, timeout=timeout, tick=tick)
+        finally:
+            self._lending.active = False
+            self.changed()
+
+    def _wait_inside(
+        self, active: Cell, references: Sequence[str], timeout: float | None
+    ) -> list[Job]:
+        ids = self.queue.resolve(references) if references else [j.id for j in self.queue.list()]
+        bound = {cell.job_id for cell in self.open_cells}
+        if references and bound & set(ids):
+            raise UserError(
+                f"job {min(bound & set(ids))} is a cell of this kernel: it cannot run before "
+                "the cell that waits for it has ended"
+            )
+        others = [number for number in ids if number not in bound]
+        return self.queue.wait(*others, timeout=timeout) if others else []
+
+    # -- what the runner asks for (Host)
+
+    @property
+    def main_is_free(self) -> bool:
+        """Whether the main thread runs no cell."""
+        return self.watch.depth == 0
+
+    @property
+    def settled_s(self) -> float:
+        """Seconds since the main thread began or ended a cell."""
+        return time.monotonic() - self.watch.changed_at
+
+    def on_main(self, call: Callable[[], None], delay_s: float = 0.0) -> None:
+        """Have the main thread call that between two events of its loop."""
+        if self.front.kernel is not None:
+            self.front.on_main(call, delay_s)
+
+    def can_send(self, cell: Cell) -> bool:
+        """Whether the courier hears the kernel; it wakes the scheduler when it does."""
+        return self._courier is not None and self._courier.hearing.is_set()
+
+    def can_run_here(self, cell: Cell) -> bool:
+        """Whether the body can run inside the cell that waits for it."""
+        return self._lending.can_run(cell)
+
+    def send(self, cell: Cell) -> None:
+        """Have the kernel run the cell now."""
+        assert self._courier is not None
+        self.board.record(cell)
+        self._courier.send(cell.parent, cell.code, cell.mark)
+
+    def granted(self, claim: Claim) -> None:
+        """Show the body its GPUs."""
+        self._labels |= {gpu.uuid: _label(gpu.index, gpu.uuid) for gpu in claim.gpus}
+        self._after.granted |= set(claim.job.gpus)
+        self.pin.grant(claim)
+
+    def changed(self) -> None:
+        """Bring the badges up to date."""
+        if self._courier is not None:
+            self._courier.look()
+
+    # -- what the cells of the user bring (Watcher)
+
+    def cell_begins(self, depth: int) -> None:
+        """A cell begins."""
+        self.runner.cell_begins(depth)
+        if self.runner.cells:
+            self.changed()
+
+    def cell_ended(self, result: Any, depth: int) -> None:
+        """A cell has ended."""
+        active = self.runner.active
+        ours = active is not None and active.phase is Phase.RUNNING
+        self.runner.cell_ended(result, depth)
+        if ours and active is not None and active.phase is Phase.ENDED:
+            self._after.queued_cell()
+            if active.in_place:
+                self._finish_in_place(active)
+        elif not ours:
+            waiting = [cell.job_id for cell in self.open_cells if not cell.in_place]
+            self._after.ordinary_cell(result, waiting)
+        if self.runner.cells:
+            self.changed()
+
+    # -- small things
+
+    def _outside(self) -> bool:
+        """Whether the main thread runs a cell that has no turn."""
+        return self.watch.depth > 0 and self.runner.active is None
+
+    def labels(self, gpus: Sequence[str]) -> list[str]:
+        """What people call these GPUs."""
+        latest = self.monitor.latest()
+        if latest is not None:
+            self._labels |= {gpu.uuid: _label(gpu.index, gpu.uuid) for gpu in latest.gpus}
+        return [self._labels.get(gpu, gpu) for gpu in gpus]
+
+    def _look_after(self, waiting: bool) -> float | None:
+        """In the courier's thread: tell the others whether this kernel is busy, wake the loop."""
+        if self._courier is not None and self._courier.hearing.is_set() and waiting:
+            self._enrol().wake()
+        if not self.runner.cells and self._courier is not None:
+            self._courier.listen(False)
+        executing = self.watch.depth > 0 and not self._lending.active
+        for_s = self.settled_s
+        if executing and (waiting or self.runner.active is not None):
+            if not self._busy_told and for_s < _BUSY_S:
+                return _BUSY_S - for_s
+            busy = True
+        else:
+            busy = False
+        if busy != self._busy_told:
+            self._busy_told = busy
+            self.store.set_busy(self.membership.key, busy)
+        return None
+
+
+def _label(index: int | None, gpu: str) -> str:
+    return f"GPU {index}" if index is not None else gpu

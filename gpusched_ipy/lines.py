@@ -1,0 +1,266 @@
+"""The lines of the magics, parsed: what follows ``%%gpuqueue``, ``%gpurun``, ``%gpuq`` … . Only
+parsing; the options of a submit are those of :mod:`gpusched_ipy.options`, one definition for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+from gpusched_ipy.config import parse_seconds
+from gpusched_ipy.errors import UserError
+from gpusched_ipy.options import (
+    JOB_OPTIONS,
+    OptionParser,
+    add_job_options,
+    checked,
+    job_fields,
+    parse_priority,
+)
+
+CELL_EXAMPLES = """\
+    %%gpuqueue                                   runs when a GPU is free; the prompt comes back
+    %%gpuqueue --priority 3 --name train         before cells of lower priority
+    %%gpuqueue --wait                            holds its place: for Run All and for nbconvert
+    %%gpuqueue --mem 8G                          shares a GPU with other jobs that say their need
+    %%gpuqueue --after prep                      only once the job named prep has completed"""
+RUN_EXAMPLES = """\
+    %gpurun -- python train.py --lr 0.1          in its own process; outlives this notebook
+    %gpurun --priority 1 --env WANDB_API_KEY -- python train.py
+    %gpurun --shell "python a.py | tee a.log"    a line for /bin/sh, asked for as such"""
+QUEUE_EXAMPLES = """\
+    %gpuq                         what waits and what runs, and why it waits
+    %gpuq list --all --json       ended jobs as well, for programs
+    %gpuq show 12                 all about a job; for a cell its output once more
+    %gpuq log 12 [-f]             what it has written
+    %gpuq cancel 12,14-16 prep*   ids, ranges, names and patterns
+    %gpuq priority 12 5           higher runs first;  %gpuq top 12 moves it to the front
+    %gpuq hold 12 / release 12    keep a job from starting, let it start
+    %gpuq wait [12]               wait for jobs; queued cells of this notebook run meanwhile
+    %gpuq drain / resume          start nothing more, start again
+    %gpuq requeue 12              run an ended command again"""
+
+Arguments = argparse.Namespace
+
+
+def split_line(line: str) -> list[str]:
+    """The words of a magic's line, quoted as in a shell.
+
+    Raises:
+        UserError: a quotation is not closed.
+    """
+    try:
+        return shlex.split(line)
+    except ValueError as exc:
+        raise UserError(f"{line.strip()!r} cannot be read: {exc}".lower()) from None
+
+
+def cell_parser() -> OptionParser:
+    """Of ``%%gpuqueue``."""
+    parser = _parser("%%gpuqueue", "Queue the cell: it runs when a GPU is free.", CELL_EXAMPLES)
+    add_job_options(parser)
+    parser.add_argument("--wait", action="store_true", help="hold the cell's place while it waits")
+    return parser
+
+
+def parse_cell(line: str) -> tuple[dict[str, Any], bool]:
+    """The fields of a submit, and whether the cell holds its place.
+
+    Raises:
+        UserError: an option is unknown or has a bad value.
+        HelpShown: help was asked for, and has been printed.
+    """
+    parsed = cell_parser().parse_args(split_line(line))
+    return job_fields(parsed), parsed.wait
+
+
+def run_parser() -> OptionParser:
+    """Of ``%gpurun``."""
+    parser = _parser("%gpurun", "Queue a command.", RUN_EXAMPLES, usage="[options] -- argv…")
+    add_job_options(parser)
+    parser.add_argument("--cwd", metavar="DIR", help="where the command runs (default: here)")
+    parser.add_argument(
+        "--env",
+        metavar="NAME[=VALUE]",
+        action="append",
+        default=[],
+        help="a variable for the command; its value never enters the record",
+    )
+    parser.add_argument("--shell", metavar="LINE", help="a line for /bin/sh in place of a command")
+    return parser
+
+
+def parse_run(line: str) -> dict[str, Any]:
+    """What ``Queue.submit`` takes for a command.
+
+    Raises:
+        UserError: there is no command, or an option is wrong.
+        HelpShown: help was asked for, and has been printed.
+    """
+    words = split_line(line)
+    at = words.index("--") if "--" in words else len(words)
+    parsed = run_parser().parse_args(words[:at])
+    argv = words[at + 1 :]
+    if parsed.shell is not None and argv:
+        raise UserError("give either --shell LINE or a command after --, not both")
+    if parsed.shell is None and not argv:
+        raise UserError("there is no command to run; write it after --: %gpurun -- python train.py")
+    return {
+        "argv": argv if parsed.shell is None else [parsed.shell],
+        "shell": parsed.shell is not None,
+        "cwd": parsed.cwd,
+        "env": parsed.env,
+        **job_fields(parsed),
+    }
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+
+
+def _list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--all", action="store_true", help="ended jobs as well")
+    _json(parser)
+
+
+def _one(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", metavar="ID", help="a job: its id, or a name for its newest job")
+
+
+def _show(parser: argparse.ArgumentParser) -> None:
+    _one(parser)
+    _json(parser)
+
+
+def _log(parser: argparse.ArgumentParser) -> None:
+    _one(parser)
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended")
+
+
+def _several(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ids", metavar="ID", nargs="+", help="jobs: 12, 12,14-16, a name, prep*")
+
+
+def _priority(parser: argparse.ArgumentParser) -> None:
+    _several(parser)
+    parser.add_argument(
+        "priority", metavar="N", type=checked(parse_priority), help="-1000 ... 1000; higher first"
+    )
+
+
+def _wait(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ids", metavar="ID", nargs="*", help="jobs; without any: all that are open")
+    parser.add_argument(
+        "--timeout", metavar="D", type=checked(parse_seconds), help="the longest wait, e.g. 10m"
+    )
+
+
+def _nothing(parser: argparse.ArgumentParser) -> None:
+    """A verb without arguments."""
+
+
+VERBS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "list": _list,
+    "show": _show,
+    "log": _log,
+    "cancel": _several,
+    "hold": _several,
+    "release": _several,
+    "priority": _priority,
+    "top": _one,
+    "wait": _wait,
+    "drain": _nothing,
+    "resume": _nothing,
+    "requeue": _several,
+}
+
+
+def parse_queue(line: str) -> tuple[str, Arguments]:
+    """The verb of ``%gpuq`` and its arguments; without a verb it is ``list``.
+
+    Raises:
+        UserError: there is no such verb, or an argument is wrong.
+        HelpShown: help was asked for, and has been printed.
+    """
+    words = split_line(line)
+    if words and words[0] in ("-h", "--help"):
+        print(f"%gpuq: the queue; higher priority runs first.\n\n{QUEUE_EXAMPLES}")
+        words = ["list", "--help"]
+    verb = words.pop(0) if words and not words[0].startswith("-") else "list"
+    if verb not in VERBS:
+        raise UserError(f"%gpuq has no verb {verb!r}; it knows {', '.join(VERBS)}")
+    parser = OptionParser(prog=f"%gpuq {verb}", allow_abbrev=False)
+    VERBS[verb](parser)
+    return verb, parser.parse_args(words)
+
+
+def parse_gpus(line: str) -> Arguments:
+    """The arguments of ``%gpus``.
+
+    Raises:
+        UserError, HelpShown: as in :func:`parse_queue`.
+    """
+    parser = _parser("%gpus", "The GPUs now.", "    %gpus\n    %gpus --json")
+    _json(parser)
+    return parser.parse_args(split_line(line))
+
+
+def parse_plot(line: str) -> Arguments:
+    """The arguments of ``%gpuplot``.
+
+    Raises:
+        UserError, HelpShown: as in :func:`parse_queue`.
+    """
+    parser = _parser("%gpuplot", "A still picture of the last minutes.", "    %gpuplot --last 10m")
+    parser.add_argument(
+        "--last", metavar="D", type=checked(parse_seconds), default=600.0, help="e.g. 10m or 1h"
+    )
+    parser.add_argument("--job", metavar="ID", help="only the GPUs of that job")
+    return parser.parse_args(split_line(line))
+
+
+def parse_none(name: str, line: str) -> None:
+    """For a magic that takes nothing.
+
+    Raises:
+        UserError, HelpShown: as in :func:`parse_queue`.
+    """
+    OptionParser(prog=name, allow_abbrev=False).parse_args(split_line(line))
+
+
+def _parser(prog: str, what: str, examples: str, usage: str | None = None) -> OptionParser:
+    return OptionParser(
+        prog=prog,
+        usage=f"{prog} {usage}" if usage else None,
+        description=what,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def options_help(*more: tuple[str, str]) -> str:
+    """The options of a submit, one a line, for the help of a magic."""
+    rows = [
+        (", ".join(option.flags) + (f" {option.metavar}" if option.metavar else ""), option.help)
+        for option in JOB_OPTIONS
+    ]
+    return "\n".join(f"    {flags:<22} {text}" for flags, text in [*rows, *more])
+
+
+def flags_of(magic: str, verb: str | None) -> list[str]:
+    """The long options that a magic takes, for completion."""
+    makers: dict[str, Callable[[], OptionParser]] = {"gpuqueue": cell_parser, "gpurun": run_parser}
+    if magic in makers:
+        parser = makers[magic]()
+    else:
+        parser = OptionParser(prog=magic, allow_abbrev=False)
+        if magic == "gpuq":
+            VERBS.get(verb or "list", _nothing)(parser)
+        elif magic == "gpus":
+            _json(parser)
+        elif magic == "gpuplot":
+            return ["--help", "--job", "--last"]
+    return sorted(flag for flag in parser._option_string_actions if flag.startswith("--"))

@@ -1,0 +1,250 @@
+"""What the line magics do: one function a verb. It shows, and hands wishes to the queue."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpusched_ipy import framework, transcript
+from gpusched_ipy.job import Job, JobKind, JobState
+from gpusched_ipy.joblog import follow, written
+from gpusched_ipy.kernel import KernelSession
+from gpusched_ipy.lines import Arguments, parse_queue
+from gpusched_ipy.look import Look, job_record, job_table
+from gpusched_ipy.terminal import plain_table, safe_text, show_table
+from gpusched_ipy.view import (
+    GPU_COLUMNS,
+    JOB_COLUMNS,
+    clean,
+    gpu_rows,
+    gpus_json,
+    gpus_note,
+    html_table,
+)
+
+_RECORDED_S = 1.0  # the last output of a cell that has just ended may still be on its way
+
+
+class Notebook:
+    """The verbs, for one kernel."""
+
+    def __init__(self, session: KernelSession) -> None:
+        self._session = session
+        self._queue = session.queue
+
+    # -- %gpuq
+
+    def queue(self, line: str) -> None:
+        """``%gpuq``.
+
+        Raises:
+            UserError: the line cannot be understood, or the verb failed.
+        """
+        verb, asked = parse_queue(line)
+        verbs: dict[str, Callable[[Arguments], None]] = {
+            "list": self._list,
+            "show": self._show,
+            "log": self._log,
+            "cancel": self._cancel,
+            "hold": lambda asked: self._tell("held", self._queue.hold(*asked.ids)),
+            "release": lambda asked: self._tell("released", self._queue.release(*asked.ids)),
+            "priority": self._priority,
+            "top": self._top,
+            "wait": self._wait,
+            "drain": self._drain,
+            "resume": self._resume,
+            "requeue": lambda asked: self._tell("waits again", self._queue.requeue(*asked.ids)),
+        }
+        verbs[verb](asked)
+        self._session.changed()
+
+    def _list(self, asked: Arguments) -> None:
+        jobs = self._queue.list(all=asked.all)
+        if asked.json:
+            _print_json([job_record(self._queue, job) for job in jobs])
+            return
+        running = sum(1 for job in jobs if job.state is JobState.RUNNING)
+        waiting = sum(1 for job in jobs if job.state is JobState.PENDING)
+        caption = f"{running} running, {waiting} waiting; higher priority runs first"
+        if drained := self._queue.drained:
+            caption += f"; the queue is drained ({drained}): %gpuq resume starts jobs again"
+        self._jobs(jobs, caption)
+
+    def _show(self, asked: Arguments) -> None:
+        job = self._queue.show(asked.id)
+        record = job_record(self._queue, job)
+        if asked.json:
+            _print_json(record)
+            return
+        record["request"] = {name: value for name, value in record["request"].items() if value}
+        rows = [
+            (key, clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+            for key, value in record.items()
+            if value not in (None, [], {})
+        ]
+        self._table(("job", str(job.id)), rows, None)
+        path = self._transcript(job)
+        if path is not None:
+            self._replay(path)
+
+    def _transcript(self, job: Job) -> Path | None:
+        if job.kind is not JobKind.CELL:
+            return None
+        cell = self._session.runner.cells.get(job.spec.uid)
+        if cell is not None and job.ended and cell.recorder is not None:
+            cell.recorded.wait(_RECORDED_S)
+        return self._queue.log_path(job.id)
+
+    def _replay(self, path: Path) -> None:
+        """Show a cell's output once more, here."""
+        for output in transcript.read(path):
+            if output.kind == "stream":
+                stream = sys.stdout if output.content["name"] == "stdout" else sys.stderr
+                stream.write(output.content["text"])
+            elif output.kind == "error":
+                print("\n".join(output.content.get("traceback") or [output.text]))
+            else:
+                _display(output.content.get("data", {}), output.content.get("metadata") or {})
+
+    def _log(self, asked: Arguments) -> None:
+        job = self._queue.show(asked.id)
+        own = job.spec.uid in self._session.runner.cells
+        if asked.follow and own and not job.ended:
+            self._session.wait([str(job.id)])  # it can only run while this cell lets it
+            job = self._queue.show(job.id)
+        self._transcript(job)
+        following = asked.follow and not own
+        for chunk in follow(self._queue, job.id) if following else written(self._queue, job):
+            sys.stdout.write(safe_text(chunk.decode("utf-8", "backslashreplace")))
+            sys.stdout.flush()
+
+    def _cancel(self, asked: Arguments) -> None:
+        ids = self._queue.resolve(asked.ids)
+        before = {job_id for job_id in ids if self._queue.show(job_id).ended}
+        for job in self._queue.cancel(*ids):
+            if job.id in before:
+                print(f"job {job.id} is over already ({job.state})")
+            else:
+                print(f"job {job.id} {'cancelled' if job.ended else 'is being ended'}")
+
+    def _priority(self, asked: Arguments) -> None:
+        jobs = self._queue.set_priority(asked.ids, asked.priority)
+        self._tell(f"has priority {asked.priority}", jobs)
+
+    def _top(self, asked: Arguments) -> None:
+        job = self._queue.top(asked.id)
+        self._tell(f"has priority {job.priority}", [job])
+
+    def _wait(self, asked: Arguments) -> None:
+        try:
+            jobs = self._session.wait(asked.ids, asked.timeout)
+        except TimeoutError as exc:
+            print(exc)
+            return
+        self._table(
+            JOB_COLUMNS,
+            job_table(self._queue, jobs, self._session.monitor),
+            None,
+            numeric=("id", "priority"),
+        )
+
+    def _drain(self, asked: Arguments) -> None:
+        self._queue.drain()
+        print("drained: what runs goes on, nothing more starts")
+
+    def _resume(self, asked: Arguments) -> None:
+        self._queue.resume()
+        print("resumed")
+
+    # -- the others
+
+    def run(self, fields: dict[str, Any]) -> None:
+        """``%gpurun``: queue a command."""
+        job = self._queue.submit(**fields)
+        drained = "; the queue is drained, %gpuq resume starts jobs again"
+        print(
+            f"queued #{job.id} {clean(job.name)} · priority {job.priority} · %gpuq log {job.id} "
+            f"shows its output{drained if self._queue.drained else ''}"
+        )
+
+    def gpus(self, asked: Arguments) -> None:
+        """``%gpus``: read the GPUs, and show them."""
+        look = Look(self._queue, self._session.monitor)
+        snapshot = look.now()
+        now = self._queue.clock.now()
+        if asked.json:
+            _print_json(gpus_json(snapshot, now))
+            return
+        rows = gpu_rows(snapshot, now, jobs=look.jobs, members=look.members)
+        note = gpus_note(snapshot, now, self._session.monitor.explanation)
+        self._table(GPU_COLUMNS, rows, note, numeric=("index",))
+
+    def panel(self) -> Any:
+        """``%gpupanel``: the live panel, or its still picture in a headless run."""
+        from gpusched_ipy.panel import GpuPanel
+
+        session = self._session
+        return GpuPanel(
+            session.queue, session.monitor, session.settings, live=session.front.attended
+        )
+
+    def plot(self, asked: Arguments) -> Any:
+        """``%gpuplot``: a figure of the last minutes."""
+        from gpusched_ipy.plots import plot_usage
+
+        monitor = self._session.monitor
+        job = None if asked.job is None else self._queue.show(asked.job)
+        monitor.read_now()
+        now = self._queue.clock.now().wall
+        jobs = self._queue.ran_since(now - asked.last)
+        return plot_usage(
+            monitor.history(asked.last),
+            jobs if job is None else [job],
+            gpus=None if job is None or not job.gpus else job.gpus,
+            now=now,
+        )
+
+    def free(self) -> None:
+        """``%gpufree``: give cached GPU memory of this kernel back."""
+        freed = framework.free_caches()
+        print(f"caches emptied: {', '.join(freed)}" if freed else "this kernel holds no GPU memory")
+
+    # -- showing
+
+    def _jobs(self, jobs: list[Job], caption: str | None) -> None:
+        rows = job_table(self._queue, jobs, self._session.monitor)
+        self._table(JOB_COLUMNS, rows, caption, numeric=("id", "priority"))
+
+    def _table(
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[str | Sequence[str]]],
+        caption: str | None,
+        numeric: Sequence[str] = (),
+    ) -> None:
+        rows = list(rows)
+        if self._session.front.kernel is None:
+            show_table(columns, rows)
+            if caption:
+                print(caption)
+            return
+        lines = [*plain_table(columns, rows), *([caption] if caption else [])]
+        html = html_table(columns, rows, caption=caption, numeric=numeric)
+        _display({"text/plain": "\n".join(lines), "text/html": html}, {})
+
+    def _tell(self, what: str, jobs: list[Job]) -> None:
+        for job in jobs:
+            print(f"job {job.id} {what}")
+
+
+def _display(data: Any, metadata: Any) -> None:
+    from IPython.display import display
+
+    display(data, metadata=metadata, raw=True)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2))
