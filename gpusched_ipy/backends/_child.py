@@ -30,6 +30,20 @@ def run_once(argv: Sequence[str], timeout_s: float) -> bytes:
             is killed with its group and left to a thread that reaps it).
     """
     name = argv[0]
+    status, output, errors = run_any(argv, timeout_s)
+    if status != 0:
+        said = one_line(errors) or one_line(output) or "no reason given"
+        raise BackendReadError(f"{name} ended with status {status}: {said}")
+    return output
+
+
+def run_any(argv: Sequence[str], timeout_s: float) -> tuple[int, bytes, bytes]:
+    """Exit status, output and errors of ``argv``, for tools that say in their output what failed.
+
+    Raises:
+        BackendReadError: it cannot be started, prints too much, or takes too long.
+    """
+    name = argv[0]
     try:
         child = _start(argv)
     except OSError as exc:
@@ -39,12 +53,9 @@ def run_once(argv: Sequence[str], timeout_s: float) -> bytes:
     except subprocess.TimeoutExpired:
         _abandon(child)
         raise BackendReadError(f"{name} gave no answer within {timeout_s:g} s") from None
-    if child.returncode != 0:
-        said = one_line(errors) or one_line(output) or "no reason given"
-        raise BackendReadError(f"{name} ended with status {child.returncode}: {said}")
     if len(output) > _LIMIT_BYTES:
         raise BackendReadError(f"{name} printed more than {_LIMIT_BYTES} bytes")
-    return bytes(output)
+    return child.returncode, bytes(output), bytes(errors)
 
 
 class Stream:

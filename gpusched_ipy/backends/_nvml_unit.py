@@ -206,6 +206,9 @@ class Unit:
         if lists[0][0]:
             # Without the compute list nothing is known; graphics and MPS lists may be missing.
             return None
+        if not merged and not self._identities.host_pids:
+            # In a container some drivers leave out everybody else: empty is not known to be empty.
+            return None
         shares = self._shares(wall) if wall is not None and merged else None
         return tuple(
             self._process(pid, kinds, memory, shares) for pid, (kinds, memory) in merged.items()
