@@ -28,7 +28,7 @@ _SPAN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """One moment on both clocks: ``mono`` for every decision, ``wall`` for people and begin times."""
+    """One moment on both clocks: ``mono`` decides, ``wall`` is for people and begin times."""
 
     mono: float  # s, the monotonic clock of this boot, the same in all processes
     wall: float  # s since the epoch
@@ -180,7 +180,7 @@ def _optional_path(text: object) -> Path | None:
 
 
 def _setting(default: Any, parse: Callable[[object], Any], doc: str) -> Any:
-    """A field of :class:`Settings`: its default as the user would write it, its parser, its help."""
+    """A field of :class:`Settings`: its default as a user would write it, its parser, its help."""
     return field(default=parse(default), metadata={"parse": parse, "doc": doc, "shown": default})
 
 
@@ -207,7 +207,9 @@ class Settings:
     quiet_s: float = _setting(2.0, _number(0, 3600), "the quiet window: for how many seconds …")
     quiet_samples: int = _setting(3, _count(1, 1000), "… and in how many readings in a row")
     sample_interval_s: float = _setting(1.0, _number(0.05, 3600), "seconds between two readings")
-    sampling: bool = _setting(True, _flag, "false: never read the GPUs; leases alone decide")
+    sampling: bool = _setting(
+        True, _flag, "false: read the GPUs once, for their names; leases alone decide"
+    )
     memory_margin: int = _setting("512MiB", parse_bytes, "kept clear when jobs share a card")
     default_memory: float | int = _setting(
         "50%", _share_or_bytes, "what a job that declares no memory is booked with"

@@ -104,19 +104,20 @@ class Monitor:
         self._quiet = QuietWindows(self.settings.max_utilization, self.settings.sample_interval_s)
 
     def want(self, who: str, interval_s: float | None = None, detail: Detail = Detail.LOAD) -> None:
-        """Have readings taken until :meth:`unwant`; the first one at once.
+        """Have readings taken until :meth:`unwant`; the first at once. No effect without sampling.
 
         Args:
             who: names this want; the same name again replaces it.
             interval_s: seconds between two readings; None: the setting ``sample_interval_s``.
             detail: what each of them must hold. Dearer values are read every 5 s in any case.
         """
+        if not self.settings.sampling:
+            return
         interval = self.settings.sample_interval_s if interval_s is None else interval_s
         with self._cond:
             before = self._wants.get(who)
             self._wants[who] = _Want(max(MIN_INTERVAL_S, interval), detail)
-            if self.settings.sampling:
-                self._ensure_thread()
+            self._ensure_thread()
             if before != self._wants[who]:  # loops say the same again at every turn
                 self._cond.notify_all()
 
@@ -171,8 +172,6 @@ class Monitor:
 
         What cannot be had within ``timeout_s`` is a snapshot with the ``problem`` and no GPUs.
         """
-        if not self.settings.sampling:
-            return no_reading(self._clock.now(), "readings are switched off (setting sampling)")
         ask = _Ask(detail)
         with self._cond:
             running = self._ensure_thread()

@@ -107,6 +107,7 @@ class Scheduler:
         )
         self._mutex = threading.RLock()
         self._usage = UsageTracker()
+        self._once: Snapshot | None = None
         self._told: dict[int, WaitReason] = {}
         self._cancelling: set[tuple[int, int]] = set()
         self._exits = ExitWatch()
@@ -223,7 +224,8 @@ class Scheduler:
             text = "a process left by a job of ours still holds its GPU"
             return WaitReason(code=WaitCode.GPU_ALLOCATED, text=text)
         try:
-            snapshot = self._attributed(self.monitor.read_now(CONFIRM_S))
+            fresh = self._inventory() or self.monitor.read_now(CONFIRM_S)
+            snapshot = self._attributed(fresh)
             why = self._confirm(start, snapshot)
             if why is not None:
                 self._gpu_locks.close(fds)
@@ -357,12 +359,20 @@ class Scheduler:
         else:
             self.monitor.unwant(self._name)
         self.monitor.set_allocated(self._open.pids_by_gpu())
-        latest = self.monitor.latest(Detail.PROCESSES)
+        latest = self._inventory() or self.monitor.latest(Detail.PROCESSES)
         if latest is None:
             return None
         snapshot = self._attributed(latest)
         self._usage.observe(snapshot, self._open.allocations())
         return snapshot
+
+    def _inventory(self) -> Snapshot | None:
+        """Where sampling is off: the one reading that tells which GPUs there are."""
+        if self._settings.sampling:
+            return None
+        if self._once is None or self._once.problem is not None:
+            self._once = self.monitor.read_now(CONFIRM_S)
+        return self._once
 
     def _record_usage(self) -> None:
         for job in self._open.take_ended():

@@ -203,6 +203,18 @@ def test_a_desktop_does_not_count(bench: Bench, fake: FakeScript) -> None:
     wait_until(lambda: bench.started() == [job.id])
 
 
+def test_with_sampling_off_leases_alone_decide(
+    state: StateDir, fake: FakeScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUSCHED_SAMPLING", "false")
+    fake.busy()
+    bench = Bench(state, Settings.load())
+    first, second = bench.submit(), bench.submit()
+    wait_until(lambda: bench.started() == [first.id])
+    assert bench.store.job(second.id).state is JobState.PENDING
+    bench.close()
+
+
 class Stranger(FakeBackend):
     """A GPU that somebody takes at a moment of his own; it notes when each reading was busy."""
 

@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 # A job whose shim ends this often before the job began is not tried again.
 MAX_ATTEMPTS = 3
+# Seconds after a dispatch until the next shim is parked.
+PARK_AFTER_S = 0.1
 
 
 class ParkedShim:
@@ -86,6 +88,8 @@ class CommandRunner:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._parked: ParkedShim | None = None
+        self._closed = False
+        self._mutex = threading.Lock()
         self.scheduler: Scheduler | None = None
 
     def ready(self, job: Job) -> bool:
@@ -98,26 +102,37 @@ class CommandRunner:
         assert claim.job.attempt is not None
         log = create_log(self._store.state.log(claim.job.attempt))
         try:
-            parked = self._parked or ParkedShim(self._store)
-            while not parked.order(claim, log):
-                parked = ParkedShim(self._store)
+            while not self._take_parked().order(claim, log):
+                _log.warning("a parked shim had died; another one takes job %d", claim.job.id)
         finally:
             os.close(log)
         self.scheduler.hand_over(claim)
-        self._parked = ParkedShim(self._store)
+        # Not at once: the new job's own beginning comes first.
+        again = threading.Timer(PARK_AFTER_S, self.park)
+        again.daemon = True
+        again.start()
 
     def cancel(self, job: Job) -> None:
         """Nothing to do: a shim hears of a cancel by itself, and fences what has not begun."""
 
     def park(self) -> None:
-        """Have a shim ready for the first command."""
-        self._parked = self._parked or ParkedShim(self._store)
+        """Have a shim ready for the next command."""
+        with self._mutex:
+            if self._parked is None and not self._closed:
+                self._parked = ParkedShim(self._store)
 
     def close(self) -> None:
         """Dismiss the parked shim; those with a job go on."""
-        if self._parked is not None:
-            self._parked.dismiss()
-            self._parked = None
+        with self._mutex:
+            self._closed = True
+            if self._parked is not None:
+                self._parked.dismiss()
+                self._parked = None
+
+    def _take_parked(self) -> ParkedShim:
+        with self._mutex:
+            parked, self._parked = self._parked, None
+        return parked or ParkedShim(self._store)
 
 
 def _settle(store: Store, claimed: Job, status: int) -> None:
