@@ -24,7 +24,7 @@ PAGE = 200  # rows of the queue in one state
 MAX_POINTS = 600  # of one GPU in a past
 MAX_SPANS = 60  # of one GPU in a state
 REPEATED = 3  # readings in a tick: two lost ticks in a row leave no hole
-NAME_LIMIT, REASON_LIMIT = 80, 240
+NAME_LIMIT, REASON_LIMIT, PROBLEM_LIMIT = 80, 240, 700
 _GIB = 2**30
 _NAN = math.nan
 _UNWELL = {
@@ -59,6 +59,7 @@ def state_message(
     source: str,
     members: Mapping[str, str],
     now: float,
+    absent: bool = False,
 ) -> dict[str, Any]:
     """Everything but the readings; without ``now`` in it, so that equal states are equal.
 
@@ -69,12 +70,14 @@ def state_message(
         source: what is read, for people.
         members: what each member of the queue is called, by its key.
         now: wall clock, s; only decides which spans are still in the window.
+        absent: the problem is that this machine has no GPU that can be read.
     """
     places = {gpu.uuid: place for place, gpu in enumerate(gpus)}
     names = {gpu.uuid: _short(gpu, place) for place, gpu in enumerate(gpus)}
     return {
         "t": "state",
         "source": clean(source, REASON_LIMIT),
+        "absent": absent,
         "problem": problem_of(snapshot),
         "gpus": [_gpu_entry(gpu, page, members) for gpu in gpus],
         "jobs": _entries(page, names),
@@ -90,7 +93,7 @@ def state_message(
 
 def problem_of(snapshot: Snapshot | None) -> str | None:
     """Why the last reading failed, as the page may show it."""
-    return clean(snapshot.problem, REASON_LIMIT) if snapshot and snapshot.problem else None
+    return clean(snapshot.problem, PROBLEM_LIMIT) if snapshot and snapshot.problem else None
 
 
 def _entries(page: JobPage, names: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -342,6 +342,7 @@ class PanelLoop:
             source=self._source(snapshot),
             members=shown.members,
             now=self._clock.now().wall,
+            absent=self._absent(snapshot),
         )
         if state == shown.state:
             return
@@ -359,6 +360,11 @@ class PanelLoop:
         except GpuSchedError as exc:
             shown.page = JobPage(trouble=str(exc))
             return snapshot
+
+    def _absent(self, snapshot: Snapshot | None) -> bool:
+        """Whether there is no backend: then the problem is the explanation why."""
+        problem = snapshot.problem if snapshot else None
+        return problem is not None and problem == self._monitor.explanation
 
     def _source(self, snapshot: Snapshot | None) -> str:
         if snapshot is not None and not snapshot.problem:

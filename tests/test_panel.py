@@ -258,6 +258,17 @@ class TestLoop:
         wait_until(lambda: page.of("tick")[-1]["problem"] == "driver lost", what="in the tick")
         assert len(page.state()["gpus"]) == 1
 
+    def test_a_machine_without_gpus_is_no_failure(self, page: Page) -> None:
+        none = Settings.load({"backend": "nvidia-smi", "nvidia_smi": "/nonexistent/nvidia-smi"})
+        monitor = Monitor(none)
+        other = Page(page.queue, monitor, none)
+        other.say("hello")
+        state = wait_until(lambda: other.state().get("problem") and other.state(), what="said")
+        assert state["absent"]
+        assert "no GPU can be read" in state["problem"]
+        other.loop.close()
+        monitor.stop()
+
     def test_buttons(self, page: Page) -> None:
         page.say("hello")
         one = submit(page.queue, "one").id

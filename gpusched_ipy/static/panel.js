@@ -24,6 +24,9 @@ class Panel {
     this.stopTheme = watchTheme(this.node, () => this.redraw());
     this.sizes = new ResizeObserver(() => this.redraw());
     this.sizes.observe(this.node);
+    // What lies above the queue pushes its rows about.
+    this.shifts = new ResizeObserver(() => this.queue.moved());
+    for (const above of [this.banner, this.grid]) this.shifts.observe(above);
     this.sight = new IntersectionObserver((seen) => this.onSight(seen[seen.length - 1].isIntersecting));
     this.sight.observe(this.node);
     this.onPage = () => this.look();
@@ -126,7 +129,7 @@ class Panel {
     this.order.forEach((key, i) => { this.cards.get(key).spans = state.spans.filter((s) => s.gpu === i); });
     this.queue.node.hidden = false;
     this.queue.update(state, this.now());
-    setText(this.source, (this.alike || "") + state.source);
+    setText(this.source, state.absent ? "" : (this.alike || "") + state.source);
     this.source.title = this.source.textContent;
     this.show();
     this.redraw();
@@ -214,6 +217,9 @@ class Panel {
         `(${span((performance.now() - this.heard) / 1000)} ago). What is shown is from then. ` +
         "If the kernel was restarted, run this cell again."];
     }
+    if (tick.problem && this.state && this.state.absent) {
+      return ["wait", "no GPU", `${tick.problem}. Jobs wait until a GPU can be read; the queue works.`];
+    }
     if (tick.problem) return ["bad", "not readable", `The GPUs cannot be read: ${tick.problem}`];
     if (this.state && !this.state.gpus.length) return ["wait", "no reading", this.state.source];
     if (this.oldReading(tick)) {
@@ -234,14 +240,13 @@ class Panel {
       this.node.classList.toggle("gsq-faded", kind === "stale" || kind === "bad");
       this.shown = kind + word;
     }
-    let line = text;
-    if (!line && click) {
+    setText(this.banner, text);
+    this.banner.hidden = !text;
+    this.banner.dataset.kind = kind;
+    if (click) {
       const what = click.id === null ? click.verb : `${click.verb} of job ${click.id}`;
-      line = `The click (${what}) waits: the kernel is busy and takes it when the running cell ends.`;
+      this.say(`The click (${what}) waits: the kernel is busy and takes it when the running cell ends.`);
     }
-    setText(this.banner, line);
-    this.banner.hidden = !line;
-    this.banner.dataset.kind = text ? kind : "wait";
     this.queue.setDeaf(kind === "stale" && word !== "old reading");
   }
 
@@ -287,6 +292,7 @@ class Panel {
     this.model.off("msg:custom", this.receive);
     this.stopTheme();
     this.sizes.disconnect();
+    this.shifts.disconnect();
     this.sight.disconnect();
     document.removeEventListener("visibilitychange", this.onPage);
     this.node.remove();

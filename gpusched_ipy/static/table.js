@@ -34,7 +34,7 @@ class Row {
     const group = h("td", { role: "cell", class: "gsq-c-do" });
     for (const verb of ["up", "down", "hold", "release", "cancel"]) {
       const button = h("button", { type: "button", tabindex: "-1", class: `gsq-button gsq-do-${verb}`,
-        "data-verb": verb, onclick: () => this.press(verb) }, icon(verb));
+        "data-verb": verb, onclick: (e) => this.press(verb, e.detail > 0) }, icon(verb));
       this.buttons[verb] = button;
       group.append(button);
     }
@@ -80,7 +80,8 @@ class Row {
     this.buttons.cancel.classList.toggle("gsq-armed", Boolean(this.armed));
   }
 
-  press(verb) {
+  press(verb, pointed) {
+    if (pointed && !this.table.aimed()) return;
     if (this.buttons[verb].getAttribute("aria-disabled") === "true") return;
     if (verb === "cancel" && this.job.state !== "pending" && !this.armed) {
       this.armed = setTimeout(() => { this.armed = null; this.showButtons(); }, 4000);
@@ -128,6 +129,11 @@ class QueueTable {
     this.node = h("section", { class: "gsq-queue", "aria-label": "The queue" },
       h("header", {}, h("h4", { text: "Queue" }), this.count, this.drain),
       this.scroll, this.empty, this.pager);
+    this.movedAt = -1; // when rows last moved on the screen …
+    this.aimedAt = 0; // … and when the pointer last did
+    const aim = () => { this.aimedAt = performance.now(); };
+    this.body.addEventListener("pointermove", aim);
+    this.body.addEventListener("pointerdown", (e) => { if (e.pointerType !== "mouse") aim(); });
     this.body.addEventListener("keydown", (e) => this.key(e));
     this.body.addEventListener("focusin", (e) => this.rove(e.target.closest("button")));
   }
@@ -138,6 +144,16 @@ class QueueTable {
         const page = this.state.limit * step;
         this.act("page", null, Math.max(0, this.state.offset + page));
       } }, icon(name));
+  }
+
+  moved() { this.movedAt = performance.now(); }
+
+  // A row that slid under a resting pointer was not the one that was meant.
+  aimed() {
+    if (this.movedAt <= this.aimedAt) return true;
+    this.aimedAt = performance.now();
+    this.say("The list has just moved under the pointer: look, and press again.");
+    return false;
   }
 
   isWaiting(id, verb) {
@@ -206,11 +222,13 @@ class QueueTable {
       row.tick(now);
       if (this.body.children[place] !== row.node) {
         this.body.insertBefore(row.node, this.body.children[place] || null);
+        this.moved();
       }
     });
     for (const [id, row] of this.rows) {
       if (seen.has(id)) continue;
       row.node.remove();
+      this.moved();
       this.rows.delete(id);
     }
     // Moving a row in the document takes its focus away: give it back.

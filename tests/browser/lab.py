@@ -175,6 +175,22 @@ class Lab:
         assert not failed, "\n".join(failed[0]["traceback"])
         return "".join(str(out.get("text", "")) for out in outputs)
 
+    def ask(self, code: str) -> str:
+        """What ``code`` prints in the kernel; no cell is run, so nothing moves on the screen."""
+        return str(
+            self.page.evaluate(
+                """async code => { const kernel =
+                window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+                const future = kernel.requestExecute({ code, store_history: false });
+                let text = "";
+                future.onIOPub = message => { text += message.content.text || "" };
+                const late = new Promise((_, no) => setTimeout(() => no(Error("too late")), 40000));
+                await Promise.race([future.done, late]);
+                return text }""",
+                code,
+            )
+        )
+
     def active_cell(self) -> int:
         """The place of the cell that the notebook has selected."""
         return int(
