@@ -25,7 +25,7 @@ from gpusched_ipy.backends import Detail
 from gpusched_ipy.backends.fake import FakeBackend
 from gpusched_ipy.config import Settings
 from gpusched_ipy.monitor import Monitor
-from gpusched_ipy.recent import HISTORY_S, Recent
+from gpusched_ipy.monitor.recent import HISTORY_S, Recent
 
 GPUS = 8
 LIMIT = 0.001  # of one core

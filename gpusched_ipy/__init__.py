@@ -9,10 +9,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from gpusched_ipy._version import __version__
 
 # Public name -> the module that holds it.
-_HOMES: dict[str, str] = {}
+_HOMES: dict[str, str] = {"Queue": "gpusched_ipy.api", "UserError": "gpusched_ipy.errors"}
 
 __all__ = ["__version__", "load_ipython_extension", "unload_ipython_extension", *_HOMES]
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gpusched_ipy import __version__
+from gpusched_ipy._version import __version__
 from gpusched_ipy.config import Settings, parse_seconds
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.options import HelpShown, OptionParser, add_job_options, checked, parse_priority

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from gpusched_ipy import __version__
+from gpusched_ipy._version import __version__
 from gpusched_ipy.agent import running_agent
 from gpusched_ipy.backends import Backend, Detail, Detected, detect
 from gpusched_ipy.bell import Bell

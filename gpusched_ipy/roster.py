@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 
-from gpusched_ipy import __version__
+from gpusched_ipy._version import __version__
 from gpusched_ipy.database import Database
 from gpusched_ipy.job import Member
 from gpusched_ipy.process import ProcessId, boot_id
@@ -77,7 +77,7 @@ class Roster(Database):
     @property
     def drained(self) -> str | None:
         """Why the queue starts nothing at present, or None when it does."""
-        row = self._query("SELECT value FROM meta WHERE key = 'drained'").fetchone()
+        row = self._first("SELECT value FROM meta WHERE key = 'drained'")
         return row["value"] if row else None
 
     def set_drained(self, why: str | None) -> None:

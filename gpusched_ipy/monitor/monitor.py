@@ -6,7 +6,7 @@ left; the one call that waits, :meth:`Monitor.read_now`, has a time limit. When 
 answer, :meth:`Monitor.latest` says so in its ``problem`` and shows no old data as new.
 
 The processes of a user share their readings through a file in the state directory, see
-:mod:`gpusched_ipy.readings`. The monitor decides nothing: what a reading means is for ``policy``.
+:mod:`~gpusched_ipy.monitor.readings`. The monitor decides nothing: that is for ``policy``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 
 from gpusched_ipy.backends import Detail, detect
 from gpusched_ipy.config import Clock, Settings, SystemClock
-from gpusched_ipy.readings import NEVER, Reading, SharedReadings
-from gpusched_ipy.recent import Allocated, QuietWindows, Recent, with_jobs
-from gpusched_ipy.sampler import Chooser, Need, Sampler, Source, no_reading
+from gpusched_ipy.monitor.readings import NEVER, Reading, SharedReadings
+from gpusched_ipy.monitor.recent import Allocated, QuietWindows, Recent, with_jobs
+from gpusched_ipy.monitor.sampler import Chooser, Need, Sampler, Source, no_reading
 from gpusched_ipy.snapshot import Snapshot
 
 _log = logging.getLogger(__name__)

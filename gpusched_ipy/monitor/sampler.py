@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from gpusched_ipy.backends import Backend, Detail, Detected
 from gpusched_ipy.config import Clock, Instant, Settings
 from gpusched_ipy.errors import GpuSchedError
-from gpusched_ipy.readings import NEVER, JobLoad, Reading, SharedReadings
+from gpusched_ipy.monitor.readings import NEVER, JobLoad, Reading, SharedReadings
 from gpusched_ipy.snapshot import Snapshot
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gpusched_ipy.backends.fake import add_job_load
-from gpusched_ipy.readings import JobLoad
+from gpusched_ipy.monitor.readings import JobLoad
 from gpusched_ipy.snapshot import Gpu, GpuProcess, Snapshot
 
 WHOLE_S = 300.0  # readings of the last minutes are kept as they came
