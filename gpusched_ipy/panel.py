@@ -16,7 +16,8 @@ from gpusched_ipy.backends import Detail
 from gpusched_ipy.config import Clock, Settings, SystemClock
 from gpusched_ipy.errors import GpuSchedError
 from gpusched_ipy.panel_feed import PAGE, WINDOW_S, JobPage
-from gpusched_ipy.panel_loop import PanelLoop, PanelQueue, Readings
+from gpusched_ipy.panel_loop import PanelLoop
+from gpusched_ipy.panel_needs import PanelQueue, Readings
 from gpusched_ipy.panel_still import still_html, still_text
 
 _STATIC = Path(__file__).parent / "static"

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from gpusched_ipy.backends import Detail
 from gpusched_ipy.config import Clock, Settings, SystemClock
 from gpusched_ipy.errors import GpuSchedError
-from gpusched_ipy.job import PRIORITY_RANGE, Job
+from gpusched_ipy.panel_clicks import number, obey
 from gpusched_ipy.panel_feed import (
     PAGE,
     REPEATED,
@@ -27,6 +27,7 @@ from gpusched_ipy.panel_feed import (
     state_message,
     thin,
 )
+from gpusched_ipy.panel_needs import AlwaysFree, Host, PanelQueue, Readings
 from gpusched_ipy.snapshot import Gpu, Snapshot
 
 _log = logging.getLogger(__name__)
@@ -37,74 +38,6 @@ ANSWERS_S = 5.0  # for how long an answer to a click is repeated
 REASONS_S = 2.0  # wait reasons change without a move of the job: they are read this often
 
 Send = Callable[[dict[str, Any], bytes | None], None]
-
-
-class Readings(Protocol):
-    """What the panel needs of the monitor."""
-
-    def want(self, who: str, interval_s: float | None = None, detail: Detail = ...) -> None: ...
-    def unwant(self, who: str) -> None: ...
-    def latest(self, detail: Detail = ...) -> Snapshot | None: ...
-    def history(self, seconds: float) -> tuple[Snapshot, ...]: ...
-    @property
-    def explanation(self) -> str | None: ...
-
-
-class PanelQueue(Protocol):
-    """What the panel needs of the queue."""
-
-    def page(self, offset: int, limit: int) -> Sequence[Job]:
-        """Jobs not yet ended in the order of the queue: who runs, who waits, who is held."""
-        ...
-
-    def counts(self) -> Mapping[str, int]:
-        """How many jobs are ``running`` (or starting), ``waiting`` and ``held``."""
-        ...
-
-    def ran_since(self, wall: float) -> Sequence[Job]:
-        """Jobs that had a GPU at ``wall`` (s since the epoch) or later."""
-        ...
-
-    def mark(self, snapshot: Snapshot, jobs: Iterable[Job]) -> Snapshot:
-        """``snapshot`` with the job and the member of each process filled in."""
-        ...
-
-    def members(self) -> Mapping[str, str]:
-        """What each member is called, by its key."""
-        ...
-
-    @property
-    def drained(self) -> str | None: ...
-    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]: ...
-    def cancel(self, *references: int) -> object: ...
-    def hold(self, *references: int) -> object: ...
-    def release(self, *references: int) -> object: ...
-    def set_priority(self, references: Iterable[int], priority: int) -> object: ...
-    def top(self, reference: int) -> object: ...
-    def drain(self) -> object: ...
-    def resume(self) -> object: ...
-
-
-class Host(Protocol):
-    """What the panel must know of the process it lives in."""
-
-    @property
-    def busy(self) -> bool:
-        """Whether messages of pages may be waiting for the main thread."""
-        ...
-
-    @property
-    def free_since(self) -> float:
-        """Since when (monotonic, s) they have not."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class AlwaysFree:
-    """A host whose messages never wait."""
-
-    busy: bool = False
-    free_since: float = 0.0
 
 
 @dataclass(slots=True)
@@ -426,38 +359,10 @@ class PanelLoop:
         self._beat()
 
     def _obey(self, message: Mapping[str, Any]) -> str:
-        verb, job, value = message.get("verb"), message.get("id"), message.get("value")
-        queue = self._queue
-        if verb == "page" and isinstance(value, int):
-            self._offset = max(0, value)
-            return ""
-        if verb == "drain":
-            queue.drain()
-            return "Drained: what runs goes on, nothing new starts."
-        if verb == "resume":
-            queue.resume()
-            return "Resumed: pending jobs start again."
-        if not isinstance(job, int) or isinstance(job, bool):
-            raise GpuSchedError(f"the panel's page asked for something unknown ({verb!s})")
-        if verb == "priority" and isinstance(value, int):
-            low, high = PRIORITY_RANGE
-            queue.set_priority([job], min(high, max(low, value)))
-            return f"Job {job} has priority {value} now."
-        return self._steer(str(verb), job)
-
-    def _steer(self, verb: str, job: int) -> str:
-        queue = self._queue
-        verbs: dict[str, tuple[Callable[[int], object], str]] = {
-            "cancel": (queue.cancel, "Job {} is cancelled, or ends now if it runs."),
-            "hold": (queue.hold, "Job {} is held: it waits until it is released."),
-            "release": (queue.release, "Job {} is released."),
-            "top": (queue.top, "Job {} is the first in line."),
-        }
-        if verb not in verbs:
-            raise GpuSchedError(f"the panel's page asked for something unknown ({verb})")
-        action, text = verbs[verb]
-        action(job)
-        return text.format(job)
+        if message.get("verb") != "page":
+            return obey(self._queue, message)
+        self._offset = max(0, number(message.get("value"), message))
+        return ""
 
     def _mono(self) -> float:
         return self._clock.now().mono

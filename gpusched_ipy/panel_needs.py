@@ -1,0 +1,79 @@
+"""What the panel needs of the monitor, of the queue and of the process it lives in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gpusched_ipy.backends import Detail
+from gpusched_ipy.job import Job
+from gpusched_ipy.snapshot import Snapshot
+
+
+class Readings(Protocol):
+    """What the panel needs of the monitor."""
+
+    def want(self, who: str, interval_s: float | None = None, detail: Detail = ...) -> None: ...
+    def unwant(self, who: str) -> None: ...
+    def latest(self, detail: Detail = ...) -> Snapshot | None: ...
+    def history(self, seconds: float) -> tuple[Snapshot, ...]: ...
+    @property
+    def explanation(self) -> str | None: ...
+
+
+class PanelQueue(Protocol):
+    """What the panel needs of the queue."""
+
+    def page(self, offset: int, limit: int) -> Sequence[Job]:
+        """Jobs not yet ended in the order of the queue: who runs, who waits, who is held."""
+        ...
+
+    def counts(self) -> Mapping[str, int]:
+        """How many jobs are ``running`` (or starting), ``waiting`` and ``held``."""
+        ...
+
+    def ran_since(self, wall: float) -> Sequence[Job]:
+        """Jobs that had a GPU at ``wall`` (s since the epoch) or later."""
+        ...
+
+    def mark(self, snapshot: Snapshot, jobs: Iterable[Job]) -> Snapshot:
+        """``snapshot`` with the job and the member of each process filled in."""
+        ...
+
+    def members(self) -> Mapping[str, str]:
+        """What each member is called, by its key."""
+        ...
+
+    @property
+    def drained(self) -> str | None: ...
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]: ...
+    def cancel(self, *references: int) -> object: ...
+    def hold(self, *references: int) -> object: ...
+    def release(self, *references: int) -> object: ...
+    def set_priority(self, references: Iterable[int], priority: int) -> object: ...
+    def top(self, reference: int) -> object: ...
+    def drain(self) -> object: ...
+    def resume(self) -> object: ...
+
+
+class Host(Protocol):
+    """What the panel must know of the process it lives in."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether messages of pages may be waiting for the main thread."""
+        ...
+
+    @property
+    def free_since(self) -> float:
+        """Since when (monotonic, s) they have not."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AlwaysFree:
+    """A host whose messages never wait."""
+
+    busy: bool = False
+    free_since: float = 0.0
