@@ -67,7 +67,7 @@ class Lookup(Database):
     def changed_since(self, rev: int | None) -> tuple[int, list[Job]]:
         """The newest revision, and every job changed after ``rev`` (None: the open ones)."""
         with self._mutex:
-            newest = self._query("SELECT max(rev) FROM jobs").fetchone()[0] or 0
+            newest = self._query("SELECT max(rev) FROM jobs")[0][0] or 0
             if rev is None:
                 return newest, self.jobs()
             if newest <= rev:
@@ -86,12 +86,12 @@ class Lookup(Database):
 
     def counts(self) -> dict[str, int]:
         """How many jobs are ``running`` (or starting), ``waiting`` and ``held``."""
-        row = self._query(
+        (row,) = self._query(
             "SELECT sum(state != 'pending') AS running,"
             " sum(state = 'pending' AND NOT held) AS waiting,"
             " sum(state = 'pending' AND held) AS held"
             f" FROM jobs WHERE state IN {OPEN_STATES}"
-        ).fetchone()
+        )
         return {name: row[name] or 0 for name in ("running", "waiting", "held")}
 
     def ran_since(self, wall: float, limit: int = 500) -> list[Job]:
@@ -119,9 +119,7 @@ class Lookup(Database):
 
     def process_of(self, job: Job) -> ProcessId | None:
         """The process that leads the job's last attempt, if one was recorded."""
-        row = self._query(
-            "SELECT pid, start_ticks FROM attempts WHERE attempt = ?", (job.attempt,)
-        ).fetchone()
+        row = self._first("SELECT pid, start_ticks FROM attempts WHERE attempt = ?", (job.attempt,))
         if row is None or row["pid"] is None:
             return None
         return ProcessId(row["pid"], row["start_ticks"], boot_id())
@@ -140,7 +138,7 @@ class Lookup(Database):
         boot = boot_id()
         return [
             in_this_boot(to_job(row), row["boot"], boot, wall=now.wall, mono=now.mono)
-            for row in self._query(query, values).fetchall()
+            for row in self._query(query, values)
         ]
 
 

@@ -190,6 +190,34 @@ def test_times_of_another_boot_are_estimated(
     assert store.job(job.id).queued_mono == 10.0 - 60
 
 
+def test_a_thread_that_reads_never_stops_one_that_writes(store: Store, state: StateDir) -> None:
+    """A statement half read would keep an old snapshot: "database is locked", at once."""
+    for number in range(50):
+        store.submit(spec(f"u{number}"))
+    other = Store(state)  # another process, as far as the record can tell
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            store.jobs()
+
+    def write() -> None:
+        while not over.is_set():
+            other.set_priority(1, 1)
+
+    threads = [threading.Thread(target=read), threading.Thread(target=write)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(300):
+            store.set_priority(2, number % 9)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+        other.close()
+
+
 def test_a_failed_write_changes_nothing(store: Store) -> None:
     job = store.submit(spec())
 
