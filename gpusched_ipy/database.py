@@ -86,13 +86,13 @@ class Database:
         )
         return int(done.lastrowid or 0)
 
-    def _query(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+    def _query(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._mutex, _readable_errors(self.state):
             self._check_process()
             # All at once: a statement half read keeps an old snapshot, from which none can write.
             return self._db.execute(query, values).fetchall()
 
-    def _first(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Row | None:
+    def _first(self, query: str, values: Sequence[Any] = ()) -> Any | None:
         return next(iter(self._query(query, values)), None)
 
     def _check_process(self) -> None:
