@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from gpusched_ipy.backends._nvidia_unified import unified_memory
 from gpusched_ipy.backends.nvml import NvmlBackend, open_nvml
 from gpusched_ipy.config import Instant, Settings, SystemClock
 from gpusched_ipy.errors import BackendUnavailableError
-from gpusched_ipy.snapshot import Health, MemoryKind
+from gpusched_ipy.snapshot import Gpu, Health, MemoryKind
 
 pytestmark = pytest.mark.cc
 
@@ -313,6 +314,30 @@ def test_unified_memory_is_the_machines(
     assert 0 < gpu.mem_used_bytes < gpu.mem_total_bytes
     assert gpu.mem_pressure in ("normal", "warn", "critical")
     assert gpu.utilization == 0.12
+
+
+def test_a_light_reading_is_the_same_gpu_as_a_full_one(
+    fake: FakeNvml, backend: NvmlBackend
+) -> None:
+    """The light one is copied field by field; nothing of an earlier reading may stay in it."""
+    fake.set({"gpu.0.util": 1, "gpu.0.mem_used": GIB, "gpu.0.compute_mode": 2})
+    states = [
+        {"gpu__0__util": 99, "gpu__0__mem_used": 2 * GIB, "gpu__0__mem_reserved": 7},
+        {"gpu__0__error__nvmlDeviceGetUtilizationRates": 3},
+        {"gpu__0__error__nvmlDeviceGetMemoryInfo": 3},
+        {"gpu__0__error__nvmlDeviceGetMemoryInfo": 4},
+        {"gpu__0__error__nvmlDeviceGetMemoryInfo": None},
+        {"gpu__0__error__nvmlDeviceGetUtilizationRates": None, "gpu__0__util": 0},
+    ]
+    dear = ("temperature_c", "power_w", "power_limit_w", "sm_clock_mhz", "throttled", "processes")
+    for state in states:
+        fake.change(**state)
+        (light,) = backend.read(Detail.LOAD).gpus
+        (full,) = backend.read(Detail.FULL).gpus
+        changing = {"mem_used_bytes"} if light.mem_kind is MemoryKind.UNIFIED else set()
+        for item in fields(Gpu):
+            if item.name not in dear and item.name not in changing:
+                assert getattr(light, item.name) == getattr(full, item.name), item.name
 
 
 @pytest.mark.parametrize("code", [4, 6, 10, 17, 20, 999])

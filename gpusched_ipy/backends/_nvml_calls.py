@@ -29,6 +29,7 @@ _LAYOUTS = {
 }
 _LONGEST = max(_LAYOUTS)
 _UNWRITTEN = 0xA5
+_SAMPLE = struct.Struct("=I4xQIIII")  # pid, time stamp in us, per cent of SM, memory, enc, dec
 
 ProcessRow = tuple[int, int | None]  # pid, bytes
 
@@ -55,6 +56,8 @@ class Calls:
         self.info_v1_at = ctypes.byref(self.info_v1)
         self._number = ctypes.c_uint()
         self._number_at = ctypes.byref(self._number)
+        self._count = ctypes.c_uint()
+        self._count_at = ctypes.byref(self._count)
         self._mask = ctypes.c_ulonglong()
         self._buffer = ctypes.create_string_buffer(_ROOM * _LONGEST)
         self._room = _ROOM
@@ -67,7 +70,7 @@ class Calls:
             )
         )
         self._samples = library.function("nvmlDeviceGetProcessUtilization")
-        self._sample = nvml.c_nvmlProcessUtilizationSample_t
+        self._sampled = ctypes.create_string_buffer(_ROOM * _SAMPLE.size)
         self._temperature = self._bound("nvmlDeviceGetTemperature")
         self._power = self._bound("nvmlDeviceGetPowerUsage")
         self._power_limit = self._bound("nvmlDeviceGetEnforcedPowerLimit")
@@ -108,25 +111,25 @@ class Calls:
         """Code and, newer than ``since_us`` (wall clock), pid, time stamp and SM per cent."""
         if self._samples is None:
             return FUNCTION_NOT_FOUND, []
-        count = ctypes.c_uint(_ROOM * 4)
-        samples = (self._sample * count.value)()
+        self._count.value = _ROOM
         since = ctypes.c_ulonglong(since_us)
-        code = self._samples(handle, samples, ctypes.byref(count), since)
+        code = self._samples(handle, self._sampled, self._count_at, since)
         if code != OK:
             return code, []
-        return OK, [(row.pid, row.timeStamp, row.smUtil) for row in samples[: count.value]]
+        used = memoryview(self._sampled).cast("B")[: self._count.value * _SAMPLE.size]
+        return OK, [(row[0], row[1], row[2]) for row in _SAMPLE.iter_unpack(used)]
 
     def _list(self, listed: _ProcessList, handle: Any) -> tuple[int, list[ProcessRow]]:
         function = listed.function
         if function is None:
             return FUNCTION_NOT_FOUND, []
-        count = ctypes.c_uint(0)
+        count = self._count
         code = INSUFFICIENT_SIZE
         for _ in range(4):
             count.value = self._room
             if listed.layout is None:
                 ctypes.memset(self._buffer, _UNWRITTEN, len(self._buffer))
-            code = function(handle, ctypes.byref(count), self._buffer)
+            code = function(handle, self._count_at, self._buffer)
             if code != INSUFFICIENT_SIZE:
                 break
             # Room to spare: processes may start between two calls.
