@@ -193,7 +193,7 @@ class Notebook:
 
     def plot(self, asked: Arguments) -> Any:
         """``%gpuplot``: a figure of the last minutes."""
-        from gpusched_ipy.plots import plot_usage
+        from gpusched_ipy.panel.plots import plot_usage
 
         monitor = self._session.monitor
         job = None if asked.job is None else self._queue.show(asked.job)

@@ -15,16 +15,17 @@ from typing import Any
 import pytest
 from helpers import GIB, FakeScript, wait_until
 
-from gpusched_ipy import panel_feed, panel_loop
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Instant, Settings
 from gpusched_ipy.errors import StoreError
 from gpusched_ipy.job import Job, JobKind, JobSpec, JobState, WaitCode, WaitReason
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.panel import GpuPanel
-from gpusched_ipy.panel_feed import PAGE, JobPage, pack, point, state_message, thin
-from gpusched_ipy.panel_loop import PanelLoop
-from gpusched_ipy.panel_still import still_html, still_text
+from gpusched_ipy.panel import feed as panel_feed
+from gpusched_ipy.panel import loop as panel_loop
+from gpusched_ipy.panel.feed import PAGE, JobPage, pack, point, state_message, thin
+from gpusched_ipy.panel.loop import PanelLoop
+from gpusched_ipy.panel.still import still_html, still_text
 from gpusched_ipy.snapshot import Gpu, GpuProcess, Health, Snapshot
 
 NOW = 1_800_000_000.0

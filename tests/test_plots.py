@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import Job, JobKind, JobSpec, JobState
-from gpusched_ipy.plots import plot_timeline, plot_usage
+from gpusched_ipy.panel.plots import plot_timeline, plot_usage
 from gpusched_ipy.snapshot import Gpu, Snapshot
 
 NOW = 1_800_000_000.0
@@ -127,8 +127,8 @@ def test_nothing_to_draw_is_one_clear_line() -> None:
 
 def test_pyplot_and_its_global_state_are_never_touched() -> None:
     code = (
-        "import sys, gpusched_ipy.plots; print('matplotlib.pyplot' in sys.modules);"
-        "from gpusched_ipy.job import *; from gpusched_ipy.plots import plot_timeline;"
+        "import sys, gpusched_ipy.panel.plots; print('matplotlib.pyplot' in sys.modules);"
+        "from gpusched_ipy.job import *; from gpusched_ipy.panel.plots import plot_timeline;"
         "s = JobSpec(uid='1', kind=JobKind.CELL, name='a');"
         "j = Job(id=1, spec=s, state=JobState.RUNNING, priority=0, gpus=('g',), started_at=1.0);"
         "plot_timeline([j], now=9.0)._repr_png_(); print('matplotlib.pyplot' in sys.modules)"

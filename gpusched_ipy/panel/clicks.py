@@ -7,7 +7,7 @@ from typing import Any
 
 from gpusched_ipy.errors import GpuSchedError
 from gpusched_ipy.job import PRIORITY_RANGE
-from gpusched_ipy.panel_needs import PanelQueue
+from gpusched_ipy.panel.needs import PanelQueue
 
 
 def obey(queue: PanelQueue, message: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The live panel: the widget that shows the GPUs and the queue, and its still substitutes.
 
-The page (``static/``) draws; :mod:`gpusched_ipy.panel_loop` feeds it from a thread of its own.
+The page (``static/``) draws; :mod:`gpusched_ipy.panel.loop` feeds it from a thread of its own.
 Handlers of the page's messages only put them down: no click ever takes a cell's time.
 """
 
@@ -15,10 +15,10 @@ from typing import Any
 from gpusched_ipy.backends import Detail
 from gpusched_ipy.config import Clock, Settings, SystemClock
 from gpusched_ipy.errors import GpuSchedError
-from gpusched_ipy.panel_feed import PAGE, WINDOW_S, JobPage
-from gpusched_ipy.panel_loop import PanelLoop
-from gpusched_ipy.panel_needs import PanelQueue, Readings
-from gpusched_ipy.panel_still import still_html, still_text
+from gpusched_ipy.panel.feed import PAGE, WINDOW_S, JobPage
+from gpusched_ipy.panel.loop import PanelLoop
+from gpusched_ipy.panel.needs import PanelQueue, Readings
+from gpusched_ipy.panel.still import still_html, still_text
 
 _STATIC = Path(__file__).parent / "static"
 _SCRIPTS = ("parts.js", "plot.js", "table.js", "panel.js")  # one module, in this order

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from gpusched_ipy.config import Instant
 from gpusched_ipy.job import Job
-from gpusched_ipy.panel_feed import WINDOW_S, JobPage, in_window, thin
+from gpusched_ipy.panel.feed import WINDOW_S, JobPage, in_window, thin
 from gpusched_ipy.snapshot import Gpu, Snapshot
 from gpusched_ipy.text import clean, escape
 from gpusched_ipy.view import JOB_COLUMNS, GpuRow, gpu_rows, html_table, job_rows

@@ -273,9 +273,9 @@ def _key(label: str, hatch: str | None) -> Patch:
 
 def _time_axis(axes: Axes, start: float) -> None:
     zone = datetime.fromtimestamp(start).astimezone()
-    locator = AutoDateLocator(tz=zone.tzinfo, maxticks=8)  # type: ignore[no-untyped-call]
+    locator = AutoDateLocator(tz=zone.tzinfo, maxticks=8)
     axes.xaxis.set_major_locator(locator)
-    formatter = ConciseDateFormatter(locator, tz=zone.tzinfo, show_offset=False)  # type: ignore[no-untyped-call]
+    formatter = ConciseDateFormatter(locator, tz=zone.tzinfo, show_offset=False)
     axes.xaxis.set_major_formatter(formatter)
     axes.set_xlabel(f"time ({zone:%Y-%m-%d}, {zone.tzname()})")
 

@@ -16,8 +16,8 @@ from typing import Any
 from gpusched_ipy.backends import Detail
 from gpusched_ipy.config import Clock, Settings, SystemClock
 from gpusched_ipy.errors import GpuSchedError
-from gpusched_ipy.panel_clicks import number, obey
-from gpusched_ipy.panel_feed import (
+from gpusched_ipy.panel.clicks import number, obey
+from gpusched_ipy.panel.feed import (
     PAGE,
     REPEATED,
     WINDOW_S,
@@ -27,7 +27,7 @@ from gpusched_ipy.panel_feed import (
     state_message,
     thin,
 )
-from gpusched_ipy.panel_needs import AlwaysFree, Host, PanelQueue, Readings
+from gpusched_ipy.panel.needs import AlwaysFree, Host, PanelQueue, Readings
 from gpusched_ipy.snapshot import Gpu, Snapshot
 
 _log = logging.getLogger(__name__)
