@@ -562,6 +562,14 @@ class TestOrder:
         jobs = [job(1, priority=1, spec={"owner": "a"}), job(2, spec={"owner": "b"})]
         assert list(started(run(jobs, gpu(0), gpu(1), allocations=busy))) == [1]
 
+    def test_a_turn_taken_at_one_priority_counts_at_the_next(self) -> None:
+        jobs = [
+            job(1, priority=1, spec={"owner": "a"}),
+            job(2, waited=2, spec={"owner": "a"}),
+            job(3, waited=1, spec={"owner": "b"}),
+        ]
+        assert list(started(run(jobs, gpu(0), gpu(1)))) == [1, 3]
+
     def test_shortest_takes_the_smallest_area(self) -> None:
         settings = Settings(order="shortest")
         jobs = [job(1), job(2, gpus=2), job(3), job(4, priority=1)]
@@ -570,6 +578,29 @@ class TestOrder:
             cards = [gpu(n) for n in range(1 + 2 * (len(ends) - 1))]
             decision = run(jobs, *cards, settings=settings, expected=expected)
             assert list(started(decision)) == ends
+
+    def test_shortest_keeps_gpus_only_for_whom_patience_is_up(self) -> None:
+        settings, expected = Settings(order="shortest"), {1: 50.0, 2: 100.0, 3: 400.0}
+        taken = [held_by(9, "GPU-0", expected_end_mono=NOW.mono + 30)]
+        cards = (gpu(0), gpu(1))
+        for waited, ends in ((100, [2]), (600, [])):
+            jobs = [job(1, gpus=2, waited=waited), job(2)]
+            decision = run(
+                jobs,
+                *cards,
+                settings=settings,
+                allocations=taken,
+                expected=expected,
+                worst_backlog_s=500.0,
+            )
+            assert list(started(decision)) == ends
+            assert bool(decision.reservations) is not bool(ends)
+            assert decision.backlog_s == (2 * 50 + 100 + 30) / 2
+
+    def test_shortest_knows_nothing_and_takes_the_oldest(self) -> None:
+        settings = Settings(order="shortest")
+        jobs = [job(1, waited=1), job(2, waited=3), job(3, waited=2)]
+        assert list(started(run(jobs, gpu(), settings=settings))) == [2]
 
     def test_a_line_that_is_kept_decides_the_same(self) -> None:
         jobs = [job(n, priority=n % 3, waited=n % 7) for n in range(1, 60)]
