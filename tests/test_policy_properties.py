@@ -69,6 +69,13 @@ class Scene:
         )
 
 
+def _plain(
+    number: int, priority: int = 0, *, since: float = 0.0, request: Request | None = None
+) -> Job:
+    spec = JobSpec(uid=str(number), kind=JobKind.COMMAND, name="job", request=request or Request())
+    return Job(id=number, spec=spec, state=JobState.PENDING, priority=priority, queued_mono=since)
+
+
 def _maybe(strategy: st.SearchStrategy) -> st.SearchStrategy:
     return st.none() | strategy
 
@@ -219,44 +226,67 @@ def test_confirm_accepts_every_start_on_the_same_reading(scene: Scene) -> None:
             assert scene.refusal(job, uuid, made) is None
 
 
-@given(scenes())
-def test_declared_memory_never_exceeds_a_card(scene: Scene) -> None:
-    by_id = {job.id: job for job in scene.jobs}
-    decision = scene.decide()
-    held = [one for one in scene.allocations if one.ended_mono is None]
-    for gpu in scene.snapshot.gpus:
-        mine = [start.job_id for start in decision.starts if gpu.uuid in start.gpus]
-        asked = [by_id[number].request.mem_bytes or 0 for number in mine]
-        before = [one.mem_bytes or 0 for one in held if gpu.uuid in one.gpus]
-        if any(asked) and gpu.mem_total_bytes is not None:
-            total = sum(asked) + sum(before) + scene.settings.memory_margin
-            assert total <= gpu.mem_total_bytes
+def _idle(wide: int) -> Snapshot:
+    cards = (
+        Gpu(
+            uuid=f"GPU-{n}",
+            index=n,
+            utilization=0.0,
+            mem_used_bytes=0,
+            mem_total_bytes=TOTAL,
+            processes=(),
+        )
+        for n in range(wide)
+    )
+    return Snapshot(
+        backend="fake", source="test", taken_at=0, taken_mono=NOW.mono, gpus=tuple(cards)
+    )
 
 
-@given(scenes())
-def test_who_passes_a_reservation_does_not_delay_it(scene: Scene) -> None:
-    by_id = {job.id: job for job in scene.jobs}
-    decision = scene.decide()
-    order = [start.job_id for start in decision.starts]
+@given(
+    st.integers(1, 2),
+    st.lists(st.integers(1, 20), min_size=1, max_size=12),
+    st.lists(st.tuples(st.integers(0, 1), st.integers(1, 10)), max_size=2),
+)
+def test_declared_memory_never_exceeds_a_card(
+    wide: int, asked: list[int], held: list[tuple[int, int]]
+) -> None:
+    pending = [
+        _plain(number, request=Request(mem_bytes=mem * GIB)) for number, mem in enumerate(asked, 1)
+    ]
+    before = [
+        Allocation(job_id=901 + n, gpus=(f"GPU-{where}",), shared=True, mem_bytes=mem * GIB)
+        for n, (where, mem) in enumerate(held)
+    ]
+    decision = decide(pending, _idle(wide), before, Settings(), NOW)
+    for uuid in [f"GPU-{n}" for n in range(wide)]:
+        mine = [asked[one.job_id - 1] * GIB for one in decision.starts if uuid in one.gpus]
+        theirs = [one.mem_bytes or 0 for one in before if uuid in one.gpus]
+        if mine:
+            assert sum(mine) + sum(theirs) + Settings().memory_margin <= TOTAL
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 4), _maybe(st.sampled_from([10.0, 50.0, 60.0]))), max_size=10
+    ),
+    _maybe(st.just(NOW.mono + 50)),
+)
+def test_who_passes_a_reservation_does_not_delay_it(
+    asked: list[tuple[int, float | None]], end: float | None
+) -> None:
+    pending = [
+        _plain(number, since=number, request=Request(gpus=gpus, time_s=time_s))
+        for number, (gpus, time_s) in enumerate(asked, 1)
+    ]
+    before = [Allocation(job_id=901, gpus=("GPU-0",), expected_end_mono=end)]
+    decision = decide(pending, _idle(4), before, Settings(), NOW)
     for kept in decision.reservations:
-        if by_id[kept.job_id].request.shared or scene.settings.order == "shortest":
-            continue
-        behind = {number for number in order if _behind(by_id[number], by_id[kept.job_id])}
         for start in decision.starts:
-            if start.job_id in behind and not set(kept.gpus).isdisjoint(start.gpus):
+            if start.job_id > kept.job_id and not set(kept.gpus).isdisjoint(start.gpus):
                 assert kept.at_mono is not None
                 assert start.expected_end_mono is not None
                 assert start.expected_end_mono <= kept.at_mono
-
-
-def _behind(job: Job, other: Job) -> bool:
-    """Whether ``job`` comes after ``other`` in any order of turns."""
-    mine, theirs = (job.priority, -job.queued_mono, -job.id), (other.priority, -other.queued_mono)
-    return (
-        job.spec.owner == other.spec.owner
-        and mine < (*theirs, -other.id)
-        and (job.queued_mono >= other.queued_mono)
-    )
 
 
 @given(scenes(), st.sampled_from(["none", "problem", "stale", "empty"]))
@@ -388,15 +418,6 @@ def _stream(first: Job, later: Iterator[Job], settings: Settings, run_s: float) 
         waiting = [job for job in waiting if job.id != start.job_id]
         mono += run_s
     raise AssertionError("it starves")
-
-
-def _plain(number: int, priority: int) -> Job:
-    return Job(
-        id=number,
-        spec=JobSpec(uid=str(number), kind=JobKind.COMMAND, name="job"),
-        state=JobState.PENDING,
-        priority=priority,
-    )
 
 
 @settings(max_examples=20)
