@@ -28,11 +28,13 @@ from gpusched_ipy.job import (
     Job,
     JobKind,
     JobState,
+    Member,
     WaitCode,
     WaitReason,
 )
 from gpusched_ipy.locks import GpuLocks, Membership, alive_pid
 from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.offers import Offers
 from gpusched_ipy.openjobs import OpenJobs
 from gpusched_ipy.process import ExitWatch
 from gpusched_ipy.reap import forget_dead_members, orphans, reap
@@ -106,6 +108,7 @@ class Scheduler:
             store, self._clock, keep_s=settings.quiet_s + settings.sample_interval_s
         )
         self._mutex = threading.RLock()
+        self._offers = Offers()
         self._usage = UsageTracker()
         self._once: Snapshot | None = None
         self._told: dict[int, WaitReason] = {}
@@ -179,6 +182,7 @@ class Scheduler:
             self._pass_on_cancels()
             snapshot = self._look()
             decision = self._decide(snapshot)
+            self._offers.made(self._others(decision), self._clock.now().mono)
             starts = [start for start in decision.starts if self._ready(start.job_id)]
             reasons = self._news(decision.reasons)
             never = [(job, why) for job, why in decision.never.items() if self._mine(job)]
@@ -286,9 +290,7 @@ class Scheduler:
             with self.store.writing():
                 job = self.store.job(claim.job.id)
                 if (job.state, job.epoch) == (JobState.STARTING, claim.job.epoch):
-                    back = self.store.unclaim(job, why)
-                    if back.cancel_requested:
-                        self.store.end_pending(back, JobState.CANCELLED, None)
+                    self.store.unclaim(job, why)
         finally:
             self._gpu_locks.close(claim.lock_fds)
             self.wake()
@@ -333,7 +335,7 @@ class Scheduler:
             self._open.allocations(),
             self._settings,
             self._clock.now(),
-            members=self.store.members(),
+            members=self._members(),
             ended=self._open.states_of_dependencies(),
             drained=self.store.drained is not None,
         )
@@ -346,8 +348,16 @@ class Scheduler:
             self._open.allocations(),
             self._settings,
             self._clock.now(),
-            members=self.store.members(),
+            members=self._members(),
         )
+
+    def _members(self) -> Mapping[str, Member]:
+        return self._offers.as_they_react(self.store.members(), self._clock.now().mono)
+
+    def _others(self, decision: policy.Decision) -> list[Job]:
+        """The jobs that could start now and are other members' to start."""
+        starts = (start.job_id for start in decision.starts)
+        return [self._open.jobs[job_id] for job_id in starts if not self._mine(job_id)]
 
     def _look(self) -> Snapshot | None:
         """The newest reading: often while something waits, seldom while jobs of ours only run."""

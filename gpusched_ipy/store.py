@@ -144,9 +144,14 @@ class Store(Lookup, Roster):
             return self._end(replace(self.job(job.id), error=error), state)
 
     def unclaim(self, job: Job, why: str) -> Job:
-        """starting or running → pending: it provably never began, or asked to be run again."""
+        """starting or running → pending: it provably never began, or asked to be run again.
+
+        A job that is to be cancelled ends here instead: in the line it would wait for ever.
+        """
         with self.writing():
             back = replace(self.job(job.id), member=None, reason=None)
+            if back.cancel_requested:
+                return self._end(replace(back, error=why), JobState.CANCELLED)
             self._drop_leases(job.id)
             return self._move(back, JobState.PENDING, "returned", {"why": why})
 

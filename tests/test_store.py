@@ -130,6 +130,16 @@ def test_cancel_is_at_once_or_a_wish(store: Store) -> None:
     assert (wish.state, wish.cancel_requested) == ("running", True)
 
 
+def test_what_is_to_be_cancelled_does_not_go_back_to_the_line(store: Store) -> None:
+    claimed = store.claim(store.submit(spec("a")), ("GPU-0",), member="m")
+    running = run(store, store.submit(spec("b")))
+    for job in (claimed, running):
+        store.request_cancel(job.id)
+        assert store.unclaim(job, "its member died").state is JobState.CANCELLED
+        assert store.job(job.id).error == "its member died"
+    assert store.leases() == []
+
+
 def test_hold_and_priority_know_when_it_is_too_late(store: Store) -> None:
     job = store.submit(spec())
     assert store.set_held(job.id, True).held
