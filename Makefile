@@ -32,8 +32,8 @@ notebooks: $(VENV)/.dev $(VENV)/.torch
 	$(BIN)/python scripts/run_notebook.py --save notebooks/train_torch.ipynb
 
 nbval: $(VENV)/.dev $(VENV)/.torch
-	$(BIN)/python -m pytest -p nbval --nbval-lax --nbval-sanitize-with notebooks/sanitize.cfg \
-	  --nbval-cell-timeout 120 -p no:cacheprovider -W default notebooks
+	GPUSCHED_BACKEND=fake $(BIN)/python -m pytest -p nbval --nbval-lax --nbval-sanitize-with notebooks/sanitize.cfg \
+	  --nbval-cell-timeout 120 -p no:cacheprovider -W default --timeout 300 notebooks
 
 setup: $(VENV)/.dev
 

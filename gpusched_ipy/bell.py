@@ -16,6 +16,11 @@ _log = logging.getLogger(__name__)
 POLL_S = 0.25
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether to show it: watchdog reports a watch that is stopped while it starts to read."""
+    return "called when the thread is inactive" not in str(record.msg)
+
+
 class Bell:
     """Calls ``heard`` from a thread after every ring, until it is closed.
 
@@ -50,6 +55,7 @@ class Bell:
         from watchdog.events import FileSystemEvent, FileSystemEventHandler
         from watchdog.observers import Observer
 
+        logging.getLogger("watchdog.observers.inotify").addFilter(_is_news)
         bell = self
 
         class Handler(FileSystemEventHandler):

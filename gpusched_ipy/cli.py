@@ -12,10 +12,11 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from gpusched_ipy import arguments
 from gpusched_ipy._version import __version__
 from gpusched_ipy.config import Settings, parse_seconds
 from gpusched_ipy.errors import UserError
-from gpusched_ipy.options import HelpShown, OptionParser, add_job_options, checked, parse_priority
+from gpusched_ipy.options import HelpShown, OptionParser, checked
 from gpusched_ipy.terminal import DONE, FAILED, INTERRUPTED, USAGE, note
 
 Arguments = argparse.Namespace
@@ -30,71 +31,18 @@ class Verb:
     arguments: Callable[[argparse.ArgumentParser], None]
 
 
-def _nothing(parser: argparse.ArgumentParser) -> None:
-    """A verb without arguments."""
-
-
-def _json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
-
-
-def _one(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", metavar="ID", help="a job: its id, or a name for its newest job")
-
-
-def _several(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ids", metavar="ID", nargs="+", help="jobs: 12, 12,14-16, a name, prep*")
-
-
 def _command(parser: argparse.ArgumentParser) -> None:
-    add_job_options(parser)
-    parser.add_argument("--cwd", metavar="DIR", help="where the command runs (default: here)")
-    parser.add_argument(
-        "--env",
-        metavar="NAME[=VALUE]",
-        action="append",
-        default=[],
-        help="a variable for the command; its value never enters the record",
-    )
-    parser.add_argument("--shell", metavar="LINE", help="a line for /bin/sh in place of a command")
+    arguments.command(parser)
     parser.add_argument("argv", metavar="-- argv", nargs=argparse.REMAINDER, help="the command")
-
-
-def _list(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--all", action="store_true", help="ended jobs as well")
-    _json(parser)
-
-
-def _show(parser: argparse.ArgumentParser) -> None:
-    _one(parser)
-    _json(parser)
-
-
-def _log(parser: argparse.ArgumentParser) -> None:
-    _one(parser)
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended")
-
-
-def _priority(parser: argparse.ArgumentParser) -> None:
-    _several(parser)
-    parser.add_argument(
-        "priority", metavar="N", type=checked(parse_priority), help="-1000 ... 1000; higher first"
-    )
-
-
-def _wait(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "ids", metavar="ID", nargs="*", help="jobs; without any: all that are open now"
-    )
 
 
 def _history(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", metavar="N", type=_count, default=50, help="the newest N")
-    _json(parser)
+    arguments.as_json(parser)
 
 
 def _gpus(parser: argparse.ArgumentParser) -> None:
-    _json(parser)
+    arguments.as_json(parser)
     parser.add_argument("--watch", action="store_true", help="again and again, until interrupted")
     parser.add_argument(
         "--interval",
@@ -111,23 +59,27 @@ def _agent(parser: argparse.ArgumentParser) -> None:
 VERBS = (
     Verb("submit", "queue a command; prints its id alone", _command),
     Verb("run", "wait for a turn, then run a command here, with this terminal", _command),
-    Verb("list", "the queue", _list),
-    Verb("show", "everything about one job", _show),
-    Verb("log", "what a job has written", _log),
-    Verb("cancel", "cancel jobs; running ones are interrupted, terminated, killed", _several),
-    Verb("hold", "keep pending jobs from starting", _several),
-    Verb("release", "let held jobs start", _several),
-    Verb("priority", "give jobs another priority; higher runs first", _priority),
-    Verb("top", "move a job to the front", _one),
-    Verb("wait", "wait until jobs have ended; ends with their status", _wait),
-    Verb("requeue", "run ended jobs again", _several),
-    Verb("drain", "start nothing more; what runs goes on", _nothing),
-    Verb("resume", "start jobs again after drain", _nothing),
+    Verb("list", "the queue", arguments.VERBS["list"]),
+    Verb("show", "everything about one job", arguments.VERBS["show"]),
+    Verb("log", "what a job has written", arguments.VERBS["log"]),
+    Verb(
+        "cancel",
+        "cancel jobs; running ones are interrupted, terminated, killed",
+        arguments.VERBS["cancel"],
+    ),
+    Verb("hold", "keep pending jobs from starting", arguments.VERBS["hold"]),
+    Verb("release", "let held jobs start", arguments.VERBS["release"]),
+    Verb("priority", "give jobs another priority; higher runs first", arguments.VERBS["priority"]),
+    Verb("top", "move a job to the front", arguments.VERBS["top"]),
+    Verb("wait", "wait until jobs have ended; ends with their status", arguments.VERBS["wait"]),
+    Verb("requeue", "run ended jobs again", arguments.VERBS["requeue"]),
+    Verb("drain", "start nothing more; what runs goes on", arguments.VERBS["drain"]),
+    Verb("resume", "start jobs again after drain", arguments.VERBS["resume"]),
     Verb("history", "the jobs that have ended", _history),
     Verb("gpus", "the GPUs now", _gpus),
-    Verb("engines", "where jobs can run", _json),
+    Verb("engines", "where jobs can run", arguments.as_json),
     Verb("agent", "the process that starts commands while no notebook is open", _agent),
-    Verb("doctor", "what works here, what does not, and what to do about it", _nothing),
+    Verb("doctor", "what works here, what does not, and what to do about it", arguments.nothing),
 )
 
 
@@ -172,8 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     try:
-        arguments = parse(argv)
-        explicit = _explicit([*(arguments.set or []), *(arguments.set_after or [])])
+        asked = parse(argv)
+        explicit = _explicit([*(asked.set or []), *(asked.set_after or [])])
     except HelpShown as exc:
         return exc.status
     except UserError as exc:
@@ -182,7 +134,7 @@ def _main(argv: list[str]) -> int:
     try:
         from gpusched_ipy import verbs
 
-        return verbs.call(arguments, explicit)
+        return verbs.call(asked, explicit)
     except UserError as exc:
         note(str(exc))
         return FAILED
@@ -203,22 +155,22 @@ def parse(argv: Sequence[str]) -> Arguments:
         # Cut here by ourselves: what argparse makes of "--" differs from Python to Python.
         at = given.index("--", given.index(verb))
         given, tail = given[:at], given[at + 1 :]
-    arguments = build_parser().parse_args(given)
+    asked = build_parser().parse_args(given)
     if verb in ("submit", "run"):
-        arguments.argv = _argv(arguments, tail)
-    return arguments
+        asked.argv = _argv(asked, tail)
+    return asked
 
 
-def _argv(arguments: Arguments, tail: list[str] | None) -> list[str]:
-    words: list[str] = list(arguments.argv)
+def _argv(asked: Arguments, tail: list[str] | None) -> list[str]:
+    words: list[str] = list(asked.argv)
     if tail is not None:
         words = [*words, "--", *tail] if words else tail
-    if arguments.shell is not None and words:
+    if asked.shell is not None and words:
         raise UserError("--shell takes the place of a command; give one of them")
-    if arguments.shell is None and not words:
+    if asked.shell is None and not words:
         raise UserError(
             f"there is no command to run; write it after --, for example "
-            f"`gpusched {arguments.verb} -- python train.py`"
+            f"`gpusched {asked.verb} -- python train.py`"
         )
     return words
 

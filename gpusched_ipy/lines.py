@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable
 from typing import Any
 
+from gpusched_ipy.arguments import VERBS, as_json, command, nothing
 from gpusched_ipy.config import parse_seconds
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.options import (
@@ -17,7 +18,6 @@ from gpusched_ipy.options import (
     add_job_options,
     checked,
     job_fields,
-    parse_priority,
 )
 
 CELL_EXAMPLES = """\
@@ -79,16 +79,7 @@ def parse_cell(line: str) -> tuple[dict[str, Any], bool]:
 def run_parser() -> OptionParser:
     """Of ``%gpurun``."""
     parser = _parser("%gpurun", "Queue a command.", RUN_EXAMPLES, usage="[options] -- argv…")
-    add_job_options(parser)
-    parser.add_argument("--cwd", metavar="DIR", help="where the command runs (default: here)")
-    parser.add_argument(
-        "--env",
-        metavar="NAME[=VALUE]",
-        action="append",
-        default=[],
-        help="a variable for the command; its value never enters the record",
-    )
-    parser.add_argument("--shell", metavar="LINE", help="a line for /bin/sh in place of a command")
+    command(parser)
     return parser
 
 
@@ -114,67 +105,6 @@ def parse_run(line: str) -> dict[str, Any]:
         "env": parsed.env,
         **job_fields(parsed),
     }
-
-
-def _json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
-
-
-def _list(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--all", action="store_true", help="ended jobs as well")
-    _json(parser)
-
-
-def _one(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", metavar="ID", help="a job: its id, or a name for its newest job")
-
-
-def _show(parser: argparse.ArgumentParser) -> None:
-    _one(parser)
-    _json(parser)
-
-
-def _log(parser: argparse.ArgumentParser) -> None:
-    _one(parser)
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended")
-
-
-def _several(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ids", metavar="ID", nargs="+", help="jobs: 12, 12,14-16, a name, prep*")
-
-
-def _priority(parser: argparse.ArgumentParser) -> None:
-    _several(parser)
-    parser.add_argument(
-        "priority", metavar="N", type=checked(parse_priority), help="-1000 ... 1000; higher first"
-    )
-
-
-def _wait(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ids", metavar="ID", nargs="*", help="jobs; without any: all that are open")
-    parser.add_argument(
-        "--timeout", metavar="D", type=checked(parse_seconds), help="the longest wait, e.g. 10m"
-    )
-
-
-def _nothing(parser: argparse.ArgumentParser) -> None:
-    """A verb without arguments."""
-
-
-VERBS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
-    "list": _list,
-    "show": _show,
-    "log": _log,
-    "cancel": _several,
-    "hold": _several,
-    "release": _several,
-    "priority": _priority,
-    "top": _one,
-    "wait": _wait,
-    "drain": _nothing,
-    "resume": _nothing,
-    "requeue": _several,
-}
 
 
 def parse_queue(line: str) -> tuple[str, Arguments]:
@@ -203,7 +133,7 @@ def parse_gpus(line: str) -> Arguments:
         UserError, HelpShown: as in :func:`parse_queue`.
     """
     parser = _parser("%gpus", "The GPUs now.", "    %gpus\n    %gpus --json")
-    _json(parser)
+    as_json(parser)
     return parser.parse_args(split_line(line))
 
 
@@ -258,9 +188,9 @@ def flags_of(magic: str, verb: str | None) -> list[str]:
     else:
         parser = OptionParser(prog=magic, allow_abbrev=False)
         if magic == "gpuq":
-            VERBS.get(verb or "list", _nothing)(parser)
+            VERBS.get(verb or "list", nothing)(parser)
         elif magic == "gpus":
-            _json(parser)
+            as_json(parser)
         elif magic == "gpuplot":
             return ["--help", "--job", "--last"]
     return sorted(flag for flag in parser._option_string_actions if flag.startswith("--"))

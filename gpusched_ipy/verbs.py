@@ -11,6 +11,7 @@ from typing import Any
 from gpusched_ipy.agent import ask_to_leave, run_foreground, running_agent
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Settings
+from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import Job, JobState
 from gpusched_ipy.look import job_record, job_table
 from gpusched_ipy.options import job_fields
@@ -191,7 +192,11 @@ def _resume(terminal: Terminal) -> int:
 
 
 def _wait(terminal: Terminal) -> int:
-    jobs = terminal.queue.wait(*terminal.asked.ids)
+    asked = terminal.asked
+    try:
+        jobs = terminal.queue.wait(*asked.ids, timeout=asked.timeout)
+    except TimeoutError as exc:
+        raise UserError(str(exc)) from None
     bad = [job for job in jobs if job.state is not JobState.COMPLETED]
     for job in bad:
         note(how_it_ended(job))

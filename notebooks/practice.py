@@ -1,18 +1,20 @@
 """A GPU to practise on where there is none: a scripted one, with a stranger who comes and goes.
 
-On a machine with a GPU nothing is scripted: the notebooks then show that GPU, and nobody is sent
-away from it.
+On a machine with a GPU nothing is scripted: a job of the queue that only waits then plays the
+stranger.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
+from gpusched_ipy import Queue
 from gpusched_ipy.backends import detect
 from gpusched_ipy.config import Settings
 
@@ -37,27 +39,42 @@ class Practice:
     """The GPU of these notebooks; make it before ``%load_ext gpusched_ipy``."""
 
     def __init__(self) -> None:
-        self.scripted = os.environ.get("GPUSCHED_BACKEND") == "fake" or not _real_gpu()
+        self.scripted = os.environ.get("GPUSCHED_BACKEND") == "fake" or _real_gpus() == 0
+        self._folder = Path(tempfile.mkdtemp(prefix="gpusched-practice-"))
+        # "python" is this kernel's own, also where its environment has not been activated.
+        here = str(Path(sys.executable).parent)
+        os.environ["PATH"] = os.pathsep.join([here, os.environ.get("PATH", os.defpath)])
         if self.scripted:
-            folder = Path(tempfile.mkdtemp(prefix="gpusched-practice-"))
-            self._script = folder / "fake.json"
-            self.stranger_leaves()
+            self._write(_NOBODY)
             # A queue of its own: jobs for a scripted GPU have no business in the real one.
-            os.environ.setdefault("GPUSCHED_STATE_DIR", str(folder / "queue"))
+            os.environ.setdefault("GPUSCHED_STATE_DIR", str(self._folder / "queue"))
             os.environ["GPUSCHED_FAKE"] = str(self._script)
 
     def __repr__(self) -> str:
         if self.scripted:
             return "This machine shows no GPU: we practise on a scripted one, in its own queue."
-        return "This machine has a GPU: we use it, and send nobody away from it."
+        return "This machine has a GPU: we use it."
 
     def stranger_comes(self) -> None:
-        """Somebody else's training run takes the card."""
-        self._write(_STRANGER)
+        """Somebody else takes the card; a real one is taken by a job of ours that only waits."""
+        if self.scripted:
+            self._write(_STRANGER)
+            return
+        self._occupied.touch()
+        code = f"import os, time\nwhile os.path.exists({str(self._occupied)!r}): time.sleep(0.1)"
+        argv = [sys.executable, "-c", code]
+        queue = Queue(owner="practice")
+        job = queue.submit(argv, name="somebody-else", priority=1000, gpus=_real_gpus())
+        deadline = time.monotonic() + 15
+        while queue.show(job.id).state == "pending" and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def stranger_leaves(self) -> None:
         """The card is free again."""
-        self._write(_NOBODY)
+        if self.scripted:
+            self._write(_NOBODY)
+        else:
+            self._occupied.unlink(missing_ok=True)
 
     def stranger_leaves_once_queued(self, *names: str) -> None:
         """The card becomes free a moment after jobs of these names are in the queue.
@@ -69,10 +86,8 @@ class Practice:
         watcher.start()
 
     def _leave_later(self, names: set[str]) -> None:
-        from gpusched_ipy.api import Queue
-
-        queue = Queue(owner="the tour")
-        while self.scripted:
+        queue = Queue(owner="practice")
+        while True:
             jobs = queue.list()
             if names <= {job.name for job in jobs} or any(job.spec.in_place for job in jobs):
                 time.sleep(2)
@@ -80,19 +95,26 @@ class Practice:
                 return
             time.sleep(0.1)
 
+    @property
+    def _script(self) -> Path:
+        return self._folder / "fake.json"
+
+    @property
+    def _occupied(self) -> Path:
+        return self._folder / "occupied"
+
     def _write(self, state: dict[str, object]) -> None:
-        if self.scripted:
-            draft = self._script.with_suffix(".new")
-            draft.write_text(json.dumps({"gpus": [_CARD | state]}), encoding="utf-8")
-            draft.replace(self._script)
+        draft = self._script.with_suffix(".new")
+        draft.write_text(json.dumps({"gpus": [_CARD | state]}), encoding="utf-8")
+        draft.replace(self._script)
 
 
-def _real_gpu() -> bool:
-    """Whether a GPU of this machine can be read."""
+def _real_gpus() -> int:
+    """How many GPUs of this machine can be read."""
     found = detect(Settings.load()).backend
-    if found is None:
-        return False
+    if found is None or found.name == "fake":
+        return 0
     try:
-        return bool(found.read().gpus) and found.name != "fake"
+        return len(found.read().gpus)
     finally:
         found.close()
