@@ -135,6 +135,8 @@ class OpenJobs:
             started_mono=started,
             expected_end_mono=None if job.request.time_s is None else started + job.request.time_s,
             label=f"job {job.id} ({job.name})",
+            owner=job.spec.owner,
+            array=None if job.spec.array is None else job.spec.array.id,
         )
 
     def _remember_end(self, job: Job) -> None:

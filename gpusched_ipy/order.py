@@ -14,7 +14,7 @@ A :class:`Line` is kept sorted between decisions, so that one event costs one in
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush, heappushpop, heapreplace, merge
 from itertools import tee
@@ -77,7 +77,7 @@ class Line:
     def fair(self, facts: Facts, eligible: Eligible) -> Iterator[Job]:
         """The eligible jobs in ``fair`` order."""
         aging_s = facts.settings.aging_s
-        using = Counter[str]()
+        using: defaultdict[str, int] = defaultdict(int)
         served: dict[str, float] = {}
         for holder in facts.allocations:
             if holder.ended_mono is None:
@@ -116,7 +116,7 @@ class _Rank:
         priority: int,
         rows: Mapping[str, Sequence[Job]],
         eligible: Eligible,
-        using: Counter[str],
+        using: defaultdict[str, int],
         served: Mapping[str, float],
     ) -> None:
         self._priority = priority
