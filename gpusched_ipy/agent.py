@@ -1,7 +1,7 @@
 """The process that goes on dispatching when no notebook is open. Killing it loses nothing.
 
 It starts by itself when a command is submitted, holds ``agent.lock`` so that there is one, and
-leaves when the queue is empty. ``gpusched agent run`` is the same loop in the foreground, and stays.
+leaves when the queue is empty. ``gpusched agent run`` is the same loop in the foreground; it stays.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Agent:
         membership = Membership(self.state)
         store.join(membership.key, "agent", "agent")
         monitor = Monitor(self._settings, state_dir=self.state.root)
-        runner = CommandRunner(store)
+        runner = CommandRunner(store, log_cap=self._settings.log_cap)
         runners = {JobKind.COMMAND: runner}
         scheduler = Scheduler(store, monitor, membership, runners, self._settings)
         runner.scheduler = scheduler

@@ -14,15 +14,17 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from gpusched_ipy import environment
+from gpusched_ipy.errors import StateDirError
 from gpusched_ipy.job import BOUND_KINDS, Job, JobState
 from gpusched_ipy.locks import Membership
+from gpusched_ipy.logcap import LogCap
 from gpusched_ipy.process import (
     ProcessId,
     become_subreaper,
@@ -58,6 +60,7 @@ class Order:
     env: Mapping[str, str]
     log_fd: int
     gpu_fds: tuple[int, ...]
+    log_cap: int  # bytes
 
 
 def main(argv: Sequence[str]) -> int:
@@ -103,16 +106,36 @@ def _obey(store: Store, order: Order) -> None:
 
 
 def _run(store: Store, job: Job, order: Order) -> Outcome:
+    assert job.attempt is not None
+    try:
+        log = LogCap(store.state.log(job.attempt), order.log_cap)
+    except StateDirError as exc:
+        return Outcome(state=JobState.FAILED, error=f"its log cannot be kept: {exc}")
     try:
         child = _start(store, job, order)
     except FileNotFoundError as exc:
         return Outcome(state=JobState.FAILED, exit_code=127, error=f"cannot be run: {exc}")
     except OSError as exc:
         return Outcome(state=JobState.FAILED, exit_code=126, error=f"cannot be run: {exc}")
-    leader = ProcessId.of(child.pid)
-    if leader is not None and job.attempt is not None:
-        store.set_process(job.attempt, leader)
-    return supervise(store, job, child)
+    with _kept(log):
+        leader = ProcessId.of(child.pid)
+        if leader is not None:
+            store.set_process(job.attempt, leader)
+        return supervise(store, job, child)
+
+
+@contextmanager
+def _kept(log: LogCap) -> Iterator[None]:
+    """While the job runs its log is kept within its cap."""
+    over = threading.Event()
+    keeper = threading.Thread(target=log.keep, args=(over,), daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        over.set()
+        keeper.join()
+        log.settle()
 
 
 def _start(store: Store, job: Job, order: Order) -> subprocess.Popen[bytes]:

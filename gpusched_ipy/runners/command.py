@@ -34,8 +34,9 @@ PARK_AFTER_S = 0.1
 class ParkedShim:
     """A started shim that waits for its order; it leaves by itself when nobody can send one."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, log_cap: int) -> None:
         self._store = store
+        self._log_cap = log_cap
         self._claim: Claim | None = None
         self._mutex = threading.Lock()
         self._status: int | None = None
@@ -55,6 +56,7 @@ class ParkedShim:
             "epoch": claim.job.epoch,
             "claimed_by": claim.job.member,
             "env": dict(claim.env),
+            "log_cap": self._log_cap,
         }
         with self._socket:
             try:
@@ -83,10 +85,15 @@ class ParkedShim:
 
 
 class CommandRunner:
-    """Begins commands, each under a shim of its own."""
+    """Begins commands, each under a shim of its own.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        log_cap: bytes of a log of which the shim keeps the head and the tail.
+    """
+
+    def __init__(self, store: Store, *, log_cap: int) -> None:
         self._store = store
+        self._log_cap = log_cap
         self._parked: ParkedShim | None = None
         self._closed = False
         self._mutex = threading.Lock()
@@ -119,7 +126,7 @@ class CommandRunner:
         """Have a shim ready for the next command."""
         with self._mutex:
             if self._parked is None and not self._closed:
-                self._parked = ParkedShim(self._store)
+                self._parked = ParkedShim(self._store, self._log_cap)
 
     def close(self) -> None:
         """Dismiss the parked shim; those with a job go on."""
@@ -132,7 +139,7 @@ class CommandRunner:
     def _take_parked(self) -> ParkedShim:
         with self._mutex:
             parked, self._parked = self._parked, None
-        return parked or ParkedShim(self._store)
+        return parked or ParkedShim(self._store, self._log_cap)
 
 
 def _settle(store: Store, claimed: Job, status: int) -> None:
