@@ -215,6 +215,19 @@ def test_with_sampling_off_leases_alone_decide(
     bench.close()
 
 
+def test_a_kernel_that_takes_no_offer_keeps_the_gpu_from_nobody(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = Membership(bench.store.state)  # alive, idle, and never claims its cell
+    bench.store.join(stopped.key, "kernel", "notebook stopped.ipynb")
+    bench.submit(kind=JobKind.CELL, argv=None, home=stopped.key, priority=9, code="1")
+    job = bench.submit()
+    wait_until(lambda: bench.started() == [] and bench.why(job))
+    monkeypatch.setattr("gpusched_ipy.offers.PATIENCE_S", 0.2)
+    wait_until(lambda: bench.started() == [job.id])
+    stopped.leave()
+
+
 class Stranger(FakeBackend):
     """A GPU that somebody takes at a moment of his own; it notes when each reading was busy."""
 
