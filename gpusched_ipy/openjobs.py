@@ -19,7 +19,8 @@ class OpenJobs:
     """Pending and active jobs, and the allocations that ended a moment ago.
 
     Args:
-        keep_s: how long an ended allocation is remembered: a reading may still show it.
+        keep_s: how long an ended allocation is remembered: a reading may still show it. The last
+            one of each notebook is kept beyond that, for turns between them.
     """
 
     def __init__(self, store: Store, clock: Clock, *, keep_s: float) -> None:
@@ -75,10 +76,13 @@ class OpenJobs:
         return [job for job in self.jobs.values() if job.state in ACTIVE]
 
     def allocations(self) -> list[Allocation]:
-        """Who has which GPU, and who had one until a moment ago."""
+        """Who has which GPU, who just had one, and when each notebook last had one."""
         limit = self._clock.now().mono - self._keep_s
+        last = {gone.owner: key for key, gone in self._ended.items()}
         self._ended = {
-            key: gone for key, gone in self._ended.items() if (gone.ended_mono or 0.0) >= limit
+            key: gone
+            for key, gone in self._ended.items()
+            if (gone.ended_mono or 0.0) >= limit or last[gone.owner] == key
         }
         return [*(self._allocation(job) for job in self.active), *self._ended.values()]
 
@@ -141,6 +145,7 @@ class OpenJobs:
 
     def _remember_end(self, job: Job) -> None:
         ended = replace(self._allocation(job), ended_mono=self._clock.now().mono)
+        self._ended.pop(job.id, None)  # the latest stands last
         self._ended[job.id] = ended
         self._since.pop((job.id, job.epoch), None)
         if job.attempt is not None:

@@ -1,0 +1,88 @@
+"""What the loop keeps in mind between two decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from gpusched_ipy.config import Instant, Settings
+from gpusched_ipy.job import ArrayPlace, Job, JobKind, JobSpec, JobState
+from gpusched_ipy.openjobs import OpenJobs
+from gpusched_ipy.policy import Decision, decide
+from gpusched_ipy.snapshot import Gpu, Snapshot
+from gpusched_ipy.statedir import open_state_dir
+from gpusched_ipy.store import Store
+
+KEEP_S = 3.0
+
+
+class HandClock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.mono = 1000.0
+
+    def now(self) -> Instant:
+        return Instant(mono=self.mono, wall=self.mono)
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
+
+
+@pytest.fixture
+def opened(settings: Settings, clock: HandClock) -> Iterator[OpenJobs]:
+    store = Store(open_state_dir(settings))
+    yield OpenJobs(store, clock, keep_s=KEEP_S)
+    store.close()
+
+
+def pending(number: int, owner: str) -> Job:
+    place = ArrayPlace(id=f"sweep {owner}", index=0, size=9)
+    spec = JobSpec(
+        uid=str(number), kind=JobKind.COMMAND, name="job", owner=owner, array=place, argv=("true",)
+    )
+    return Job(id=number, spec=spec, state=JobState.PENDING, priority=0, queued_mono=float(number))
+
+
+def decision(opened: OpenJobs, clock: HandClock) -> Decision:
+    card = Gpu(uuid="g", utilization=0.0, mem_used_bytes=0, mem_total_bytes=1 << 34, processes=())
+    snapshot = Snapshot(
+        backend="fake", source="test", taken_at=0.0, taken_mono=clock.mono, gpus=(card,)
+    )
+    return decide(opened.line, snapshot, opened.allocations(), Settings(), clock.now())
+
+
+def test_notebooks_take_turns_however_long_their_jobs_run(
+    opened: OpenJobs, clock: HandClock
+) -> None:
+    owners = "aaaabbbbcc"
+    for number, owner in enumerate(owners, 1):
+        opened.put(pending(number, owner))
+    order = ""
+    while opened.jobs:
+        (start,) = decision(opened, clock).starts
+        job = opened.jobs[start.job_id]
+        running = replace(
+            job, state=JobState.RUNNING, gpus=start.gpus, started_mono=clock.mono, epoch=1
+        )
+        opened.put(running)
+        (allocation,) = [one for one in opened.allocations() if one.ended_mono is None]
+        assert (allocation.owner, allocation.array) == (job.spec.owner, f"sweep {job.spec.owner}")
+        order += job.spec.owner
+        clock.mono += 10 * KEEP_S
+        opened.put(replace(running, state=JobState.COMPLETED))
+    assert order == "abcabcabab"
+
+
+def test_of_each_notebook_only_the_last_end_is_kept(opened: OpenJobs, clock: HandClock) -> None:
+    for number, owner in enumerate("aab", 1):
+        running = replace(pending(number, owner), state=JobState.RUNNING, gpus=("g",), epoch=1)
+        opened.put(running)
+        opened.put(replace(running, state=JobState.FAILED))
+    assert [one.job_id for one in opened.allocations()] == [1, 2, 3]
+    clock.mono += KEEP_S + 1
+    assert [one.job_id for one in opened.allocations()] == [2, 3]
