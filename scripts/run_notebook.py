@@ -50,6 +50,8 @@ def run(path: Path, *, save: bool) -> int:
         on_cell_executed=lambda cell, cell_index, execute_reply: show(cell),
         on_cell_start=lambda cell, cell_index: show_prose(cell),
         record_timing=False,
+        # The kernel's own start-up notes are no part of what the notebook shows.
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
     )
     print(f"== {path}", flush=True)
     try:
