@@ -19,9 +19,9 @@ from pathlib import Path
 from gpusched_ipy.config import Settings
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import JobKind
-from gpusched_ipy.locks import FileLock, Membership, alive_pid
+from gpusched_ipy.locks import FileLock, Membership, alive_pid, is_member
 from gpusched_ipy.monitor import Monitor
-from gpusched_ipy.process import survive_signals
+from gpusched_ipy.process import signal_if, survive_signals
 from gpusched_ipy.runners.command import CommandRunner
 from gpusched_ipy.scheduler import Scheduler
 from gpusched_ipy.statedir import StateDir, open_private, open_state_dir
@@ -55,7 +55,7 @@ class Agent:
         store.join(membership.key, "agent", "agent")
         monitor = Monitor(self._settings, state_dir=self.state.root)
         runner = CommandRunner(store, log_cap=self._settings.log_cap)
-        runners = {JobKind.COMMAND: runner}
+        runners = {JobKind.COMMAND: runner, JobKind.CALLABLE: runner}
         scheduler = Scheduler(store, monitor, membership, runners, self._settings)
         runner.scheduler = scheduler
         scheduler.start()
@@ -112,7 +112,7 @@ def ask_to_leave(pid: int, state: StateDir, *, patience_s: float = 10.0) -> None
     Raises:
         UserError: it does not leave in time.
     """
-    os.kill(pid, signal.SIGTERM)
+    signal_if(pid, signal.SIGTERM, lambda: is_member(state, pid))
     lock = FileLock(state.agent_lock)
     deadline = time.monotonic() + patience_s
     while lock.held_by_anybody():

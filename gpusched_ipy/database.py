@@ -135,9 +135,11 @@ def _make_private(state: StateDir) -> None:
     """
     with suppress(FileExistsError):
         os.close(create_private(state.database))
-    status = os.lstat(state.database)
-    if not is_ours_alone(status):
-        raise StateDirError(f"{state.database} is not a plain file of yours; remove what is there")
+    for companion in ("", "-wal", "-shm", "-journal"):
+        path = state.database.with_name(state.database.name + companion)
+        with suppress(FileNotFoundError):
+            if not is_ours_alone(os.lstat(path)):
+                raise StateDirError(f"{path} is not a plain file of yours; remove what is there")
 
 
 def _migrate(db: sqlite3.Connection) -> None:

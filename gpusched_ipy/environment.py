@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import MAX_ENVIRONMENT_BYTES
-from gpusched_ipy.statedir import StateDir, create_private
+from gpusched_ipy.statedir import StateDir, create_private, read_private
 
 _NAMES = frozenset(
     {
@@ -27,7 +27,7 @@ _PREFIXES = (
     *("LC_", "CUDA_", "CONDA_", "MAMBA_", "XDG_", "NCCL_", "PYTORCH_", "XLA_", "JAX_", "TF_"),
     *("HIP_", "ROCR_", "GPUSCHED_"),
 )
-_SECRET = re.compile(r"token|secret|passw|key|credential|auth", re.IGNORECASE)
+_SECRET = re.compile(r"token|secret|passw|key|credential|auth|cookie", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # The job's own; what the submitter had set would point it at other GPUs.
 _OWN = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES"})
@@ -72,10 +72,14 @@ def keep(state: StateDir, job_uid: str, variables: Mapping[str, str]) -> None:
 
 
 def take(state: StateDir, job_uid: str) -> dict[str, str]:
-    """The variables of :func:`keep`, which are gone from the disk afterwards."""
+    """The variables of :func:`keep`, which are gone from the disk afterwards.
+
+    Raises:
+        StateDirError: something else stands where they should be.
+    """
     path = state.environment(job_uid)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_private(path)
     except FileNotFoundError:
         return {}
     path.unlink()

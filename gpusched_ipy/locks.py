@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import struct
 import sys
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from gpusched_ipy.statedir import StateDir, open_private
+from gpusched_ipy.errors import StateDirError
+from gpusched_ipy.statedir import StateDir, open_existing, open_private
 
 # struct flock, as fcntl(2) of each system has it.
 _FLOCK_LINUX = "hhqqi"
@@ -123,13 +125,18 @@ def alive_pid(state: StateDir, key: str) -> int | None:
     if key in _OWN_KEYS:
         return os.getpid()
     try:
-        fd = os.open(state.alive(key), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = open_existing(state.alive(key), os.O_RDWR)
     except FileNotFoundError:
         return None
     try:
         return _lock_holder(fd)
     finally:
         os.close(fd)
+
+
+def is_member(state: StateDir, pid: int) -> bool:
+    """Whether the process of that pid holds the alive lock of some member now."""
+    return any(alive_pid(state, path.name) == pid for path in (state.root / "alive").iterdir())
 
 
 def forget_member(state: StateDir, key: str) -> None:
@@ -208,9 +215,16 @@ class GpuLocks:
         path = self.folder / f"{quote(gpu, safe='')}.lock"
         try:
             # An administrator's lock files are root's and read-only: that is enough for a flock.
-            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             return open_private(path)
+        except OSError as exc:
+            raise StateDirError(f"the GPU lock {path} cannot be opened ({exc.strerror})") from exc
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid not in (0, os.geteuid()):
+            os.close(fd)
+            raise StateDirError(f"the GPU lock {path} is not a plain file of ours or of root's")
+        return fd
 
 
 def lock_log(fd: int) -> None:
@@ -219,9 +233,13 @@ def lock_log(fd: int) -> None:
 
 
 def log_is_held(path: Path) -> bool:
-    """Whether any process of the attempt that writes this log still lives."""
+    """Whether any process of the attempt that writes this log still lives.
+
+    Raises:
+        StateDirError: something else stands where the log should be.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = open_existing(path)
     except FileNotFoundError:
         return False
     try:

@@ -17,9 +17,8 @@ import sys
 import threading
 from pathlib import Path
 
-from gpusched_ipy.errors import StateDirError
 from gpusched_ipy.locks import log_is_held
-from gpusched_ipy.statedir import is_ours_alone
+from gpusched_ipy.statedir import open_existing
 from gpusched_ipy.text import format_bytes
 
 _log = logging.getLogger(__name__)
@@ -58,20 +57,13 @@ class LogCap:
         cap: bytes; half of them for the head. Less than two blocks of the disk count as two.
 
     Raises:
-        StateDirError: something else stands at ``path``.
+        FileNotFoundError, StateDirError: the log is gone, or something else stands there.
     """
 
     def __init__(self, path: Path, cap: int) -> None:
         self._path = path
-        try:
-            self._fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as exc:
-            raise StateDirError(f"{path} cannot be opened ({exc.strerror})") from exc
-        status = os.fstat(self._fd)
-        if not is_ours_alone(status):
-            os.close(self._fd)
-            raise StateDirError(f"{path} is not a plain file of ours; remove what stands there")
-        self._block = max(_BLOCK, status.st_blksize)
+        self._fd = open_existing(path, os.O_RDWR)
+        self._block = max(_BLOCK, os.fstat(self._fd).st_blksize)
         self._head = max(1, cap // 2 // self._block) * self._block
         self._cap = max(cap, 2 * self._head)
         self._tail = self._head  # where in the file what follows the cut begins

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from gpusched_ipy.locks import lock_log
 from gpusched_ipy.logcap import find_mark, mark
-from gpusched_ipy.statedir import create_private
+from gpusched_ipy.statedir import create_private, open_existing
 
 _CHUNK = 64 * 1024
 _CONTEXT = 64  # bytes before its place by which a reader knows that they are still the same
@@ -61,7 +61,7 @@ class LogReader:
     """
 
     def __init__(self, path: Path, *, last_bytes: int | None = None) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._fd = open_existing(path)
         self._size = os.fstat(self._fd).st_size
         self._at = 0 if last_bytes is None else max(0, self._size - last_bytes)
         self._before = b""

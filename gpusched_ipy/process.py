@@ -119,17 +119,20 @@ def owner_among(pid: int, roots: dict[int, int | str]) -> int | str | None:
     return None if session is None else roots.get(session)
 
 
-def python_argv(module: str, *arguments: str) -> list[str]:
+def python_argv(module: str, *arguments: str, isolated: bool = True) -> list[str]:
     """The argv that runs a module of this package, isolated from the working directory.
 
     ``-I`` keeps the environment and the working directory out of the import path; the folder that
     holds this package comes last, so that it can shadow nothing.
+
+    Args:
+        isolated: False heeds the variables of Python (``PYTHONPATH`` …): for code of the user's.
     """
     start = (
         f"import sys; sys.path.append({_PACKAGE_ROOT!r}); "
         f"from gpusched_ipy.{module} import main; sys.exit(main(sys.argv[1:]))"
     )
-    return [sys.executable, "-I", "-c", start, *arguments]
+    return [sys.executable, "-I" if isolated else "-P", "-c", start, *arguments]
 
 
 def spawn_detached(
@@ -224,6 +227,24 @@ def end_tree(
             wait(0.02)
 
 
+def signal_if(pid: int, number: signal.Signals, is_the_one: Callable[[], bool]) -> None:
+    """Signal the process of that pid if it is the one that is meant.
+
+    It is held first and recognised then, so that no other can have its pid in between (Linux).
+    """
+    with suppress(ProcessLookupError):
+        if not hasattr(os, "pidfd_open"):
+            if is_the_one():
+                os.kill(pid, number)
+            return
+        held = os.pidfd_open(pid)
+        try:
+            if is_the_one():
+                signal.pidfd_send_signal(held, number)
+        finally:
+            os.close(held)
+
+
 class ExitWatch:
     """Tells at once when any of a set of processes ends (pidfd on Linux)."""
 
@@ -255,8 +276,8 @@ def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None
     import psutil
 
     for found in processes:
-        with suppress(psutil.Error):
-            found.send_signal(number)
+        with suppress(psutil.Error, PermissionError):
+            signal_if(found.pid, number, found.is_running)
 
 
 def _runs(found: psutil.Process) -> bool:

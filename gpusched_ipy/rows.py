@@ -10,6 +10,7 @@ from typing import Any
 
 from gpusched_ipy.errors import StoreError, UserError
 from gpusched_ipy.job import (
+    MAX_ENVIRONMENT_BYTES,
     MAX_SPEC_BYTES,
     ArrayPlace,
     Job,
@@ -86,7 +87,7 @@ def checksum(row: Mapping[str, Any]) -> int:
 
 
 def in_this_boot(job: Job, row_boot: str, boot: str, *, wall: float, mono: float) -> Job:
-    """``job`` with its monotonic times on this boot's clock; times of an older boot are estimated."""
+    """``job`` with its monotonic times on this boot's clock; an older boot's are estimated."""
     if row_boot == boot:
         return job
     # Another boot: only the wall clock spans both. Such a job has waited at least since this boot.
@@ -102,7 +103,13 @@ def spec_text(spec: JobSpec) -> str:
     """
     record = asdict(spec) | {"env": dict(spec.env), "labels": dict(spec.labels)}
     text = json.dumps(record, ensure_ascii=True, separators=(",", ":"))
-    size = len(text) - len(json.dumps(record["env"], ensure_ascii=True))
+    variables = len(json.dumps(record["env"], ensure_ascii=True))
+    if variables > MAX_ENVIRONMENT_BYTES:
+        raise UserError(
+            f"the environment of job {spec.name!r} has {variables} bytes; at most "
+            f"{MAX_ENVIRONMENT_BYTES} are taken: unset large variables first"
+        )
+    size = len(text) - variables
     if size > MAX_SPEC_BYTES:
         raise UserError(
             f"job {spec.name!r} has {size} bytes of code and arguments; at most {MAX_SPEC_BYTES} "

@@ -109,10 +109,9 @@ def _run(store: Store, job: Job, order: Order) -> Outcome:
     assert job.attempt is not None
     try:
         log = LogCap(store.state.log(job.attempt), order.log_cap)
-    except StateDirError as exc:
-        return Outcome(state=JobState.FAILED, error=f"its log cannot be kept: {exc}")
-    try:
         child = _start(store, job, order)
+    except StateDirError as exc:
+        return Outcome(state=JobState.FAILED, error=f"cannot be run: {exc}")
     except FileNotFoundError as exc:
         return Outcome(state=JobState.FAILED, exit_code=127, error=f"cannot be run: {exc}")
     except OSError as exc:

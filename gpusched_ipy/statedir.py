@@ -21,7 +21,7 @@ _NETWORK = (
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "lustre", "gpfs", "beegfs"),
     *("ceph", "fuse.ceph", "afs", "panfs", "glusterfs", "fuse.glusterfs"),
 )
-_FOLDERS = ("alive", "gpu", "logs", "cells", "env")
+_FOLDERS = ("alive", "gpu", "logs", "cells", "env", "calls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +53,27 @@ class StateDir:
 
     def alive(self, key: str) -> Path:
         """Locked by that member while it lives."""
-        return self.root / "alive" / key
+        return self.root / "alive" / _plain(key)
 
     def log(self, attempt: str) -> Path:
         """The output of one attempt; the job's processes hold a lock on it."""
-        return self.root / "logs" / f"{attempt}.log"
+        return self.root / "logs" / f"{_plain(attempt)}.log"
 
     def transcript(self, job_uid: str) -> Path:
         """The recorded messages of a cell."""
-        return self.root / "cells" / f"{job_uid}.jsonl"
+        return self.root / "cells" / f"{_plain(job_uid)}.jsonl"
+
+    def call(self, job_uid: str) -> Path:
+        """The pickled function and arguments of a call."""
+        return self.root / "calls" / f"{job_uid}.in"
+
+    def call_result(self, job_uid: str) -> Path:
+        """The pickled result of a call, or its exception."""
+        return self.root / "calls" / f"{job_uid}.out"
 
     def environment(self, job_uid: str) -> Path:
         """Variables named by ``--env``: read once when the job starts, then deleted."""
-        return self.root / "env" / f"{job_uid}.json"
+        return self.root / "env" / f"{_plain(job_uid)}.json"
 
 
 def open_state_dir(settings: Settings) -> StateDir:
@@ -113,8 +121,21 @@ def open_private(path: Path, flags: int = os.O_RDWR) -> int:
         pass
     except OSError as exc:
         raise StateDirError(f"{path} cannot be made ({exc.strerror})") from exc
+    return open_existing(path, flags)
+
+
+def open_existing(path: Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of our own regular file at ``path``; never through a link, never waiting.
+
+    Raises:
+        FileNotFoundError: nothing stands there.
+        StateDirError: something else stands there, or the file is not ours alone.
+    """
     try:
-        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # Not blocking: a pipe that somebody put there would hold us for ever.
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
     except OSError as exc:
         raise StateDirError(
             f"{path} cannot be opened ({exc.strerror}); remove what stands there"
@@ -123,6 +144,16 @@ def open_private(path: Path, flags: int = os.O_RDWR) -> int:
         os.close(fd)
         raise StateDirError(f"{path} is not a plain file of ours; remove what stands there")
     return fd
+
+
+def read_private(path: Path) -> str:
+    """The text of our own file at ``path``.
+
+    Raises:
+        FileNotFoundError, StateDirError: as :func:`open_existing` does.
+    """
+    with os.fdopen(open_existing(path), encoding="utf-8") as stream:
+        return stream.read()
 
 
 def is_ours_alone(status: os.stat_result) -> bool:
@@ -162,6 +193,13 @@ def machine_id() -> str:
     return hashlib.sha256((text or socket.gethostname()).encode()).hexdigest()[:12]
 
 
+def _plain(name: str) -> str:
+    """``name``, which is to be one part of a path and nothing more."""
+    if not name or name.startswith(".") or "/" in name or "\0" in name:
+        raise StateDirError(f"{name!r} cannot be the name of a file")
+    return name
+
+
 def _default_root() -> tuple[Path, str | None]:
     from platformdirs import user_state_path
 
@@ -170,12 +208,17 @@ def _default_root() -> tuple[Path, str | None]:
     if found is None:
         return usual, None
     local = Path(f"/var/tmp/gpusched-{os.geteuid()}") / machine_id()
+    _private_folder(local.parent)  # anybody may have made it before us
     return local, f"{usual} is on a network file system ({found}); the queue is kept in {local}"
 
 
 def _private_folder(path: Path) -> None:
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for missing in [path, *path.parents][::-1]:
+            # One by one: mkdir(parents=True) would leave the modes of parents to the umask.
+            if not missing.exists():
+                missing.mkdir(mode=0o700, exist_ok=True)
+                missing.chmod(0o700)
         status = os.lstat(path)
     except OSError as exc:
         raise StateDirError(

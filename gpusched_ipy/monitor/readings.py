@@ -33,7 +33,9 @@ from uuid import uuid4
 
 from gpusched_ipy.backends import Detail
 from gpusched_ipy.config import Clock, Settings
+from gpusched_ipy.errors import StateDirError
 from gpusched_ipy.snapshot import Snapshot, from_record, to_record
+from gpusched_ipy.statedir import create_private, open_private, read_private
 
 _log = logging.getLogger(__name__)
 
@@ -115,11 +117,11 @@ class SharedReadings:
             status = os.stat(self.path)
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if stamp != self._stamp:
-                text = self.path.read_text(encoding="utf-8")
+                text = read_private(self.path)
                 self._stamp, self._found = stamp, self._parse(text)
         except FileNotFoundError:
             self._stamp, self._found = None, None
-        except OSError as exc:
+        except (OSError, StateDirError) as exc:
             self._fault(exc)
             return None
         return self._found if self._found and self._of_this_boot(self._found.snapshot) else None
@@ -130,8 +132,8 @@ class SharedReadings:
             return True
         try:
             self.lock_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as exc:
+            lock = open_private(self.lock_path)
+        except (OSError, StateDirError) as exc:
             self._fault(exc)
             return False
         try:
@@ -158,8 +160,10 @@ class SharedReadings:
             return
         self._touched_mono = now
         try:
-            self.wanted_path.touch(mode=0o600)
-        except OSError as exc:
+            wanted = open_private(self.wanted_path)
+            os.utime(wanted)
+            os.close(wanted)
+        except (OSError, StateDirError) as exc:
             self._fault(exc)
 
     @property
@@ -168,7 +172,7 @@ class SharedReadings:
         if self._lock is None:
             return True
         try:
-            asked = os.stat(self.wanted_path).st_mtime
+            asked = os.lstat(self.wanted_path).st_mtime
         except OSError:  # nobody has ever asked; a real fault shows where the file is written
             return False
         return abs(self._clock.now().wall - asked) < WANTED_S
@@ -184,7 +188,8 @@ class SharedReadings:
         try:
             draft.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             text = json.dumps(self._record(reading), separators=(",", ":"))
-            handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            draft.unlink(missing_ok=True)  # of a publisher that had our pid and was killed
+            handle = create_private(draft, os.O_WRONLY)
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
                 stream.write(text)
                 stream.flush()
@@ -251,8 +256,9 @@ class SharedReadings:
                 if draft.stat().st_mtime < limit:
                     draft.unlink()
 
-    def _fault(self, exc: OSError) -> None:
-        problem = f"readings are not shared: {exc.strerror or exc} ({exc.filename or self.path})"
+    def _fault(self, exc: OSError | StateDirError) -> None:
+        why = f"{exc.strerror} ({exc.filename})" if isinstance(exc, OSError) else str(exc)
+        problem = f"readings are not shared: {why}"
         if self.problem is None:  # once, until it has worked again
             _log.warning("%s", problem)
         self.problem = problem
