@@ -58,7 +58,7 @@ class Board:
         self._front = front
         self._store = store
         self._runner = runner
-        self._log_cap = log_cap
+        self.log_cap = log_cap
         self._labels = labels
         self._pinned = pinned
         self._look_after = look_after
@@ -77,7 +77,7 @@ class Board:
     def record(self, cell: Cell) -> None:
         """Keep what the cell shows from now on."""
         path = self._store.state.transcript(cell.uid)
-        cell.recorder = Recorder(path, self._log_cap)
+        cell.recorder = Recorder(path, self.log_cap)
         self._recording[cell.msg_id] = cell
 
     def refresh(self, cell: Cell) -> None:
@@ -120,14 +120,20 @@ class Board:
         cell.recorder.record(kind, content)
 
     def replied(self, msg_id: str, content: Mapping[str, Any]) -> None:
-        """A cell of the user failed, and the kernel has dropped what was queued behind it."""
+        """Take what a reply alone carries; send again what the kernel has dropped."""
+        for item in content.get("payload") or []:
+            if item.get("source") == "page" and msg_id in self._recording:
+                # `x?`: a front end shows this from the reply, which goes to us alone.
+                shown = {"data": item.get("data", {}), "metadata": {}, "transient": {}}
+                self._front.publish("display_data", shown, self._recording[msg_id].parent)
         cell = self._runner.active
         if content.get("status") == "aborted" and cell is not None and cell.msg_id == msg_id:
             self._runner.give_back(cell, "its kernel dropped it after an error in another cell")
 
     def pulse(self) -> float | None:
         """Refresh the badges, forget what is over."""
-        cells = list(self._runner.cells.values())
+        # A cell without a number is being submitted at this moment.
+        cells = [cell for cell in list(self._runner.cells.values()) if cell.job_id]
         for cell in cells:
             self.refresh(cell)
             if cell.phase is Phase.WAITING and self._store.job(cell.job_id).ended:

@@ -24,14 +24,15 @@ def split(lines: Sequence[str]) -> tuple[int, str] | None:
     return None
 
 
-def without_magic(lines: Sequence[str], place: int, others: Sequence[Transform]) -> list[str]:
-    """The body as IPython would read it as a cell, each line where it stood.
+def body_of(lines: Sequence[str], place: int, others: Sequence[Transform]) -> list[str]:
+    """The body as IPython would read it as a cell; the magic is a comment, and each line of the
+    body stands where it stood.
 
     Args:
         lines: the cell.
         place: of the magic.
-        others: the clean-up that IPython would have done if the body had been the cell: prompts,
-            indentation, a cell magic of its own.
+        others: what IPython would have done if the body had been the cell: take prompts and
+            indentation away, find a cell magic of its own.
     """
     body = list(lines[place + 1 :])
     blank = 0
@@ -40,11 +41,13 @@ def without_magic(lines: Sequence[str], place: int, others: Sequence[Transform])
     rest = body[blank:]
     for transform in others:
         rest = transform(rest)
-    return ["\n"] * (place + 1 + blank) + rest
+    # IPython drops empty lines at the top, and with them every line number.
+    above = ["#\n"] * place + [f"# {lines[place].strip()}\n"]
+    return above + ["\n"] * blank + rest
 
 
 def with_gate(lines: list[str], place: int, gate: str) -> list[str]:
-    """``lines`` with the statement ``gate`` in the magic's empty line.
+    """The outcome of :func:`body_of` with the statement ``gate`` in place of the comment.
 
     Imports from ``__future__`` must come first in a cell: there the gate stands behind the last.
     """

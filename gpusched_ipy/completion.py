@@ -31,7 +31,8 @@ def candidates(line: str, jobs: Callable[[bool], list[Job]]) -> list[str] | None
 
 
 def _all(magic: str, words: list[str], begun: str, jobs: Callable[[bool], list[Job]]) -> list[str]:
-    from gpusched_ipy.lines import VERBS, flags_of
+    from gpusched_ipy.arguments import VERBS
+    from gpusched_ipy.lines import flags_of
 
     verb = words[0] if words else None
     if begun.startswith("-"):

@@ -108,13 +108,13 @@ class Extension:
             begins = self.session.begin_marked(mark, "".join(lines))
             if begins is not None:
                 return self._body(lines, place) if begins else []
+        if not "".join(lines[place + 1 :]).strip():
+            # IPython's own complaint about an empty body would say nothing of queues.
+            return [f"get_ipython().run_cell_magic('gpuqueue', {line!r}, '\\n')\n"]
         if not self._holds_place(line):
             return lines  # the cell magic of that name queues it
-        body = self._body(lines, place)
-        if not "".join(body).strip():
-            return lines
         gate = f"get_ipython()._gpusched.hold_place({line!r})"
-        return cellsyntax.with_gate(body, place, gate)
+        return cellsyntax.with_gate(self._body(lines, place), place, gate)
 
     def hold_place(self, line: str) -> None:
         """The statement in front of the body of a cell that holds its place.
@@ -166,8 +166,9 @@ class Extension:
         return known and held
 
     def _body(self, lines: list[str], place: int) -> list[str]:
-        others = [item for item in self.shell.input_transformers_cleanup if item != self.transform]
-        return cellsyntax.without_magic(lines, place, others)
+        manager = self.shell.input_transformer_manager
+        others = [item for item in manager.cleanup_transforms if item != self.transform]
+        return cellsyntax.body_of(lines, place, [*others, *manager.line_transforms])
 
     # -- completion
 

@@ -23,20 +23,20 @@ from gpusched_ipy.config import Settings
 from gpusched_ipy.courier import Courier
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.frontend import FrontEnd
+from gpusched_ipy.interrupts import shielded
 from gpusched_ipy.job import Job, JobKind, JobState
+from gpusched_ipy.kernel_log import close_log, log_to
 from gpusched_ipy.lending import Lending
 from gpusched_ipy.locks import Membership
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.pin import Pin
-from gpusched_ipy.runners.cell import Cell, CellRunner, Phase, shielded
+from gpusched_ipy.place import Place
+from gpusched_ipy.runners.cell import Cell, CellRunner, Phase
 from gpusched_ipy.scheduler import Claim, Scheduler
 from gpusched_ipy.statedir import open_state_dir
 from gpusched_ipy.store import Store
-from gpusched_ipy.text import format_duration
 
-_STEP_S = 0.1  # the longest that an interrupt of a waiting cell takes
 _BUSY_S = 0.1  # shorter cells are not worth a line in the record
-_SAY_S = 1.0  # shorter waits are not worth a line in the notebook
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ class KernelSession:
         self.watch = watch
         self.settings = settings
         self.store = Store(open_state_dir(settings))
+        self._log = log_to(self.store.state.root / "kernel.log")
         self.membership = Membership(self.store.state)
         self.store.join(self.membership.key, "kernel", front.owner)
         self.pin = Pin(self.store, self.membership.key)
@@ -66,16 +67,9 @@ class KernelSession:
         self._scheduler: Scheduler | None = None
         self._courier: Courier | None = None
         self._busy_told = False
+        self._heard = False
         self._labels: dict[str, str] = {}
         self._after = AfterCells(front, self.store, self.membership.key, self.labels)
-        self._start(settings)
-
-    # -- life
-
-    def _start(self, settings: Settings) -> None:
-        self.settings = settings
-        self.monitor = Monitor(settings, state_dir=self.store.state.root)
-        self.queue = Queue(settings, store=self.store, monitor=self.monitor, owner=self.front.owner)
         self.board = Board(
             self.front,
             self.store,
@@ -85,7 +79,17 @@ class KernelSession:
             pinned=lambda: self.labels(self.pin.gpus or ()),
             look_after=self._look_after,
         )
-        self._lending = Lending(self.front, self.runner, self.board.record)
+        self._lending = Lending(front, self.runner, self.board.record)
+        self._place = Place(front, self.store, self.runner, self.board, self.labels)
+        self._start(settings)
+
+    # -- life
+
+    def _start(self, settings: Settings) -> None:
+        self.settings = settings
+        self.monitor = Monitor(settings, state_dir=self.store.state.root)
+        self.queue = Queue(settings, store=self.store, monitor=self.monitor, owner=self.front.owner)
+        self.board.log_cap = settings.log_cap
         self._after.configure(settings, self.monitor, self._outside)
         self.watch.watcher = self
 
@@ -106,12 +110,12 @@ class KernelSession:
     def park(self) -> None:
         """Stop all threads; cells that wait go on waiting until :meth:`unpark`."""
         self.watch.watcher = None
-        if self._scheduler is not None:
-            self._scheduler.stop()
-            self._scheduler = None
-        if self._courier is not None:
-            self._courier.stop()
-            self._courier = None
+        courier, self._courier = self._courier, None
+        if courier is not None:
+            courier.stop()
+        scheduler, self._scheduler = self._scheduler, None
+        if scheduler is not None:
+            scheduler.stop()
         self.monitor.stop()
 
     def unpark(self, watch: CellWatch, settings: Settings) -> None:
@@ -140,6 +144,7 @@ class KernelSession:
         self.store.leave(self.membership.key)
         self.membership.leave()
         self.store.close()
+        close_log(self._log)
 
     @property
     def open_cells(self) -> list[Cell]:
@@ -253,41 +258,7 @@ class KernelSession:
             in_place=True,
         )
         job = self._submit(cell, asked)
-        try:
-            self._replace(cell)
-            self._await_turn(cell, job)
-            if not self.runner.begin(cell.uid, None, self.watch.depth):
-                raise UserError(f"job {job.id} was cancelled before it began")
-            self._say_wait(job.id)
-        except BaseException:
-            if self.runner.give_up(cell):
-                shielded(partial(self.store.request_cancel, job.id))
-            self._finish_in_place(cell)
-            raise
-
-    def _await_turn(self, cell: Cell, job: Job) -> None:
-        shown = not self.front.attended
-        while not cell.granted.wait(_STEP_S):
-            now = self.store.job(job.id)
-            if now.ended:
-                why = f": {now.error}" if now.error else " while it waited"
-                raise UserError(f"job {job.id} was {now.state}{why}")
-            if not shown:
-                self.board.put_up(cell, now, Around())
-                shown = True
-            self.board.refresh(cell)
-
-    def _say_wait(self, job_id: int) -> None:
-        job = self.store.job(job_id)
-        waited = (job.started_at or job.submitted_at) - job.submitted_at
-        if waited >= _SAY_S and not self.front.attended:
-            gpus = ", ".join(self.labels(job.gpus))
-            self.front.tell(f"gpuqueue: job {job.id} waited {format_duration(waited)} for {gpus}")
-
-    def _finish_in_place(self, cell: Cell) -> None:
-        if cell.phase is Phase.ENDED:
-            self.board.refresh(cell)
-            self.board.forget(cell)
+        self._place.hold(cell, job, self.watch.depth, partial(self._replace, cell))
 
     # -- waiting for jobs in a cell
 
@@ -301,13 +272,13 @@ class KernelSession:
         active = self.runner.active
         if active is not None and active.phase is Phase.RUNNING:
             return self._wait_inside(active, references, timeout)
-        tick = self._lending.lend if self._scheduler is not None else None
-        self._lending.active = tick is not None
-        self.changed()
+        if self._scheduler is None:  # no cell of this kernel waits
+            return self.queue.wait(*references, timeout=timeout)
         try:
-            return self.queue.wait(*references, timeout=timeout, tick=tick)
+            with self._lending.waiting():
+                self.changed()
+                return self.queue.wait(*references, timeout=timeout, tick=self._lending.lend)
         finally:
-            self._lending.active = False
             self.changed()
 
     def _wait_inside(
@@ -381,7 +352,7 @@ class KernelSession:
         if ours and active is not None and active.phase is Phase.ENDED:
             self._after.queued_cell()
             if active.in_place:
-                self._finish_in_place(active)
+                self._place.leave(active)
         elif not ours:
             waiting = [cell.job_id for cell in self.open_cells if not cell.in_place]
             self._after.ordinary_cell(result, waiting)
@@ -403,10 +374,15 @@ class KernelSession:
 
     def _look_after(self, waiting: bool) -> float | None:
         """In the courier's thread: tell the others whether this kernel is busy, wake the loop."""
-        if self._courier is not None and self._courier.hearing.is_set() and waiting:
-            self._enrol().wake()
-        if not self.runner.cells and self._courier is not None:
-            self._courier.listen(False)
+        courier, scheduler = self._courier, self._scheduler
+        if courier is None or scheduler is None:
+            return None  # parked at this moment
+        hears = courier.hearing.is_set()
+        if hears and not self._heard:
+            scheduler.wake()  # what waits can be sent from now on
+        self._heard = hears
+        if not self.runner.cells:
+            courier.listen(False)
         executing = self.watch.depth > 0 and not self._lending.active
         for_s = self.settled_s
         if executing and (waiting or self.runner.active is not None):

@@ -6,7 +6,8 @@ one that waits, and shows its output where it was queued.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from gpusched_ipy import cellsyntax
 from gpusched_ipy.errors import UserError
@@ -26,7 +27,18 @@ class Lending:
         self._runner = runner
         self._record = record
         self._awaits: Cell | None = None
+        self._number = 0  # of the cell that waits
         self.active = False  # main waits for jobs, so it is not busy
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The block waits for jobs, and calls :meth:`lend` again and again."""
+        self._number = self._front.shell.execution_count
+        self.active = True
+        try:
+            yield
+        finally:
+            self.active = False
 
     def lend(self) -> None:
         """Run the cell whose turn it is now, if there is one.
@@ -44,9 +56,12 @@ class Lending:
         if cell is None:
             return
         self._record(cell)
+        shell = self._front.shell
+        if shell.execution_count == self._number:
+            shell.execution_count += 1  # the history takes each number once
         marked = {**cell.parent, "metadata": {**cell.parent.get("metadata", {}), MARK: cell.mark}}
         with self._front.speaking_as(marked):
-            self._front.shell.run_cell(cell.code, store_history=True)
+            shell.run_cell(cell.code, store_history=True)
 
     def can_run(self, cell: Cell) -> bool:
         """Whether the body can run inside another cell: one that awaits at its top level cannot."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
 
 PYTHON = os.environ.get("GPUSCHED_KERNEL_PYTHON", sys.executable)
@@ -149,23 +150,27 @@ class Kernel:
             "IPYTHONDIR": str(folder / "ipython"),
             "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
             "HOME": str(folder),
+            "JUPYTER_PATH": str(folder),
             "XDG_CONFIG_HOME": str(folder / "config"),
             "PYTHONPATH": str(REPOSITORY),
             "PYTHONDONTWRITEBYTECODE": "1",
             **environment,
         }
-        self.manager = KernelManager(kernel_name="python3")
-        spec = self.manager.kernel_spec
-        assert spec is not None
-        spec.argv = [PYTHON, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        spec = folder / "kernels" / "tested"
+        spec.mkdir(parents=True)
+        argv = [PYTHON, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        (spec / "kernel.json").write_text(
+            json.dumps({"argv": argv, "display_name": "tested", "language": "python"})
+        )
+        specs = KernelSpecManager(kernel_dirs=[str(spec.parent)], ensure_native_kernel=False)
+        self.manager = KernelManager(kernel_name="tested", kernel_spec_manager=specs)
         self.cells: dict[str, Cell] = {}
         self.client: Any = None
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        self.manager.start_kernel(
-            env=self.environment, cwd=str(self.folder), stderr=(self.folder / "err").open("wb")
-        )
+        with (self.folder / "err").open("wb") as log:
+            self.manager.start_kernel(env=self.environment, cwd=str(self.folder), stderr=log)
         self.client = self.manager.blocking_client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=30)

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gpusched_ipy.errors import GpuSchedError
 from gpusched_ipy.frontend import Message
+from gpusched_ipy.interrupts import interrupt_main, shielded
 from gpusched_ipy.job import Job, JobState
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from gpusched_ipy.transcript import Recorder
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 # After a cell the next one that the user has sent may be on its way: Run All must not be cut into.
 SETTLE_S = 0.005
@@ -332,30 +331,3 @@ def _outcome(result: Any, cell: Cell) -> tuple[JobState, str | None]:
         return JobState.CANCELLED, None
     text = " ".join(str(error).split())
     return JobState.FAILED, f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def interrupt_main() -> None:
-    """As Ctrl-C would: also a system call that blocks the main thread is left."""
-    main = threading.main_thread().ident
-    assert main is not None
-    signal.pthread_kill(main, signal.SIGINT)
-
-
-def shielded(call: Callable[[], _T]) -> _T:
-    """``call`` without any interrupt in between: what is recorded there must be recorded whole.
-
-    An interrupt that comes meanwhile was meant for the body, which is over or has not begun; it is
-    dropped. In other threads nothing needs to be done: only the main thread is interrupted.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return call()
-    while True:
-        try:
-            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-            break
-        except KeyboardInterrupt:
-            continue  # it had come just before, and shows here
-    try:
-        return call()
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
