@@ -116,8 +116,8 @@ class Plan:
 
     def _hopeless(self, job: Job, shape: Shape) -> bool:
         """Whether one like it, and no longer, has been refused: rooms only get fuller."""
-        if shape.refused_s is None:
-            return False
+        if not shape.refused_s:
+            return shape.refused_s is not None
         limit_s = self._facts.limit_s(job)
         return (inf if limit_s is None else limit_s) >= shape.refused_s
 

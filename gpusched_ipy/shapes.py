@@ -48,6 +48,7 @@ class Shapes:
     def __init__(self, facts: Facts) -> None:
         self.rooms = tuple(_room(gpu, facts) for gpu in facts.gpus)
         self._facts = facts
+        self._memory = facts.memory
         self._pools: dict[tuple[object, ...], Pool] = {}
         self._shapes: dict[tuple[object, ...], Shape] = {}
 
@@ -56,7 +57,7 @@ class Shapes:
         spec = job.spec
         request = spec.request
         home = spec.home if spec.kind in BOUND_KINDS else None
-        expected = self._facts.memory.get(job.id)
+        expected = self._memory.get(job.id)
         key = (request.gpus, request.mem_bytes, request.on_gpu, home, expected)
         shape = self._shapes.get(key)
         if shape is None:
