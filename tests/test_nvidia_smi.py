@@ -580,7 +580,7 @@ def test_any_cell_becomes_a_value_or_none(cells: list[str]) -> None:
     line = ", ".join(cells).replace("\n", " ").replace("\r", " ")
     for row in text.parse_query(f"{HEADER}\n{line}\n").rows:
         assert row.utilization is None or 0 <= row.utilization <= 1
-        assert row.mem_total_bytes is None or row.mem_total_bytes > 0
+        assert row.mem_total_bytes is None or 0 < row.mem_total_bytes <= 1 << 60
         assert row.mem_used_bytes is None or row.mem_used_bytes >= 0
         assert row.power_w is None or row.power_w >= 0
 
@@ -618,6 +618,8 @@ def test_a_cut_answer_has_no_value_that_was_not_there(end: int) -> None:
         ("8,192 MiB", None),
         ("8192 furlongs", None),
         ("-1 MiB", None),
+        ("1.7e302 MiB", None),
+        ("99999999999999999999 MiB", None),
     ],
 )
 def test_memory_in_any_unit_and_locale(cell: str, expected: int | None) -> None:

@@ -21,6 +21,7 @@ _BUS_ID = re.compile(r"[0-9a-fA-F]{4,8}(:[0-9a-fA-F]{2}){2}\.[0-9a-fA-F]")
 _BARE_NUMBER = re.compile(r"[0-9.,]+")
 # HW slowdown, SW thermal, HW thermal, HW power brake. A software power cap is no fault.
 _THROTTLE = 0x08 | 0x20 | 0x40 | 0x80
+_MOST_BYTES = 1 << 60
 _UNSUPPORTED = frozenset(("n/a", "not supported"))
 _NOTHING = _UNSUPPORTED | {"", "-", "unknown error", "unknown", "none", "err!"}
 _FREE_TEXT = ("process_name", "name", "gpu_name")
@@ -213,8 +214,9 @@ def words(cell: str) -> str | None:
 
 
 def memory(cell: str) -> int | None:
-    """Bytes; a bare number is MiB."""
-    return byte_count(cell, "MiB")
+    """Bytes; a bare number is MiB. More than any machine has is no number of bytes."""
+    amount = byte_count(cell, "MiB")
+    return amount if amount is not None and amount <= _MOST_BYTES else None
 
 
 def process_memory(cell: str) -> int | None:

@@ -157,7 +157,7 @@ def _scaled(amount: float | None, unit: str, units: Mapping[str, float] | None) 
     if amount is None or units is None:
         return amount
     factor = units.get(unit.strip().lower())
-    return None if factor is None else amount * factor
+    return None if factor is None else _finite(amount * factor)
 
 
 def _finite(value: float | str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -183,4 +184,6 @@ def engine(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if name != "driver" and importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
+    if name == "torch" and importlib.import_module("torch").version.cuda is None:
+        pytest.skip("PyTorch is here without CUDA")
     return name
