@@ -571,7 +571,7 @@ def test_garbage_gives_no_gpu_and_no_exception(noise: str) -> None:
     assert unknown_text(noise).text
     text.parse_apps(noise)
     parse_list(noise)
-    with pytest.raises(BackendReadError, match="XML"):
+    with pytest.raises(BackendReadError, match="nvidia-smi"):
         parse_xml(noise)
 
 
