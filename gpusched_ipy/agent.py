@@ -81,11 +81,14 @@ class Agent:
         while not self._stop.wait(LINGER_S / 10):
             if not self.state.database.exists():
                 return  # the whole folder has been removed
-            if self._stays or not scheduler.idle:
+            if not scheduler.idle:
+                if idle_since is not None:
+                    scheduler.wake()  # whoever has submitted may have died before he rang
                 idle_since = None
                 continue
             idle_since = idle_since or time.monotonic()
-            if time.monotonic() - idle_since >= LINGER_S and self._leave(store, scheduler):
+            lingered = time.monotonic() - idle_since >= LINGER_S
+            if lingered and not self._stays and self._leave(store, scheduler):
                 return
 
     def _leave(self, store: Store, scheduler: Scheduler) -> bool:

@@ -10,6 +10,7 @@ import json
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ from gpusched_ipy.locks import FileLock
 from gpusched_ipy.statedir import StateDir, create_private, is_ours_alone, open_private
 
 SCHEMA_VERSION = 1
+# A fork waits so long for a write of another thread; one that hangs must not hang the fork.
+_FORK_WAIT_S = 5.0
 
 
 class Database:
@@ -39,6 +42,7 @@ class Database:
         self._depth = 0
         self._rang = False
         self._pid = os.getpid()
+        _OPEN.add(self)
         with self._mutex, self._queue_lock:
             self._db = self._open()
 
@@ -74,7 +78,18 @@ class Database:
                 finally:
                     self._depth = 0
             if self._rang:
-                os.utime(self.state.bell)
+                # What is written stands, whether or not somebody can hear of it at once.
+                with suppress(OSError):
+                    os.utime(self.state.bell)
+
+    def before_fork(self) -> Any:
+        """Wait until no other thread is inside SQLite: a child could never take its locks back."""
+        return self._mutex if self._mutex.acquire(timeout=_FORK_WAIT_S) else None
+
+    def after_fork(self) -> None:
+        """In the child: the mutex was that of the parent's threads."""
+        self._mutex = threading.RLock()
+        self._depth = 0
 
     def _event(
         self, job_id: int | None, attempt: str | None, what: str, data: Mapping[str, Any]
@@ -100,7 +115,6 @@ class Database:
             # The connection belongs to the parent: closing it here would drop the parent's locks.
             self._pid = os.getpid()
             _ABANDONED.append(self._db)
-            self._mutex = threading.RLock()
             self._queue_lock = FileLock(self.state.queue_lock)
             with self._queue_lock:
                 self._db = self._open()
@@ -125,6 +139,30 @@ class Database:
 
 
 _ABANDONED: list[sqlite3.Connection] = []
+_OPEN: weakref.WeakSet[Database] = weakref.WeakSet()
+_HELD: list[Any] = []  # the mutexes that a fork holds
+
+
+def _before_fork() -> None:
+    _HELD.extend(held for database in tuple(_OPEN) if (held := database.before_fork()))
+
+
+def _after_fork_in_parent() -> None:
+    while _HELD:
+        _HELD.pop().release()
+
+
+def _after_fork_in_child() -> None:
+    _HELD.clear()
+    for database in tuple(_OPEN):
+        database.after_fork()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)
 
 
 def _make_private(state: StateDir) -> None:

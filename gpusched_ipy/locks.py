@@ -188,12 +188,16 @@ class GpuLocks:
     def try_lock_all(self, gpus: tuple[str, ...], *, shared: bool) -> tuple[int, ...] | None:
         """The locks of all of ``gpus``, or None (and none of them held)."""
         held: list[int] = []
-        for gpu in gpus:
-            fd = self.try_lock(gpu, shared=shared)
-            if fd is None:
-                self.close(held)
-                return None
-            held.append(fd)
+        try:
+            for gpu in gpus:
+                fd = self.try_lock(gpu, shared=shared)
+                if fd is None:
+                    self.close(held)
+                    return None
+                held.append(fd)
+        except BaseException:
+            self.close(held)
+            raise
         return tuple(held)
 
     def occupied(self, gpu: str) -> bool:

@@ -27,6 +27,10 @@ class OpenJobs:
         self._store = store
         self._clock = clock
         self._keep_s = keep_s
+        self.forget()
+
+    def forget(self) -> None:
+        """Know nothing any more, as at first: what was read may come from a write that failed."""
         self._rev: int | None = None
         self._ended: dict[int, Allocation] = {}
         self._just_ended: list[Job] = []

@@ -46,8 +46,8 @@ _log = logging.getLogger(__name__)
 
 # How long the reading under the lock may take: a driver that hangs must not hold up other members.
 CONFIRM_S = 1.0
-# Seconds between readings while jobs of ours run and nothing waits: for the account of each job.
-USAGE_S = 5.0
+# Seconds between two looks at a queue in which nothing is open.
+REST_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +156,8 @@ class Scheduler:
                 self.tick()
             except GpuSchedError as exc:
                 _log.error("the queue cannot be worked on: %s", exc)
+            except Exception:  # noqa: BLE001 - a loop that has ended would hold up every job; logged
+                _log.exception("a round of the queue failed")
             self._sleep()
 
     def _sleep(self) -> None:
@@ -163,8 +165,9 @@ class Scheduler:
         waiting = select.poll()
         for fd in fds:
             waiting.register(fd, select.POLLIN)
-        # With nothing open only the bell or a call wakes us; else begin times and faults do too.
-        waiting.poll(self._settings.sample_interval_s * 1000 if self._open.jobs else None)
+        # With nothing open only the bell or a call wakes us (or, where somebody died before he
+        # rang, the rest is over); else begin times and faults do too.
+        waiting.poll(1000 * (self._settings.sample_interval_s if self._open.jobs else REST_S))
         with suppress(BlockingIOError):
             os.read(self._wake_r, 65536)
 
@@ -197,7 +200,17 @@ class Scheduler:
     def _write(self, wanted: Sequence[policy.Start]) -> list[Claim]:
         """Reap, decide anew on what is true now, claim and note the reasons, all in one write."""
         claims: list[Claim] = []
-        ready = {start.job_id for start in wanted}
+        try:
+            self._write_into(claims, {start.job_id for start in wanted})
+        except BaseException:
+            # Nothing of it has happened: nobody has these GPUs.
+            for claim in claims:
+                self._gpu_locks.close(claim.lock_fds)
+            self._open.forget()
+            raise
+        return claims
+
+    def _write_into(self, claims: list[Claim], ready: set[int]) -> None:
         with self.store.writing():
             reap(self.store, self._open.jobs.values())
             self._open.refresh()
@@ -218,7 +231,6 @@ class Scheduler:
             forget_dead_members(self.store, self._open.jobs.values())
             self._open.refresh()
         self._told |= news
-        return claims
 
     def _claim(self, start: policy.Start) -> Claim | WaitReason:
         """Take the GPUs' locks, read the GPUs again, and only then make the job ours."""
@@ -253,7 +265,10 @@ class Scheduler:
         except Exception as exc:  # noqa: BLE001 - the loop must go on, and the job says why
             # Whatever one job does to its runner, the others go on.
             _log.exception("job %d could not be started", claim.job.id)
-            self.finish(claim, state=JobState.FAILED, error=f"could not be started: {exc}")
+            try:
+                self.finish(claim, state=JobState.FAILED, error=f"could not be started: {exc}")
+            except GpuSchedError:
+                _log.exception("that job %d could not be started cannot be recorded", claim.job.id)
 
     # -- what runners call
 
@@ -360,21 +375,20 @@ class Scheduler:
         return [self._open.jobs[job_id] for job_id in starts if not self._mine(job_id)]
 
     def _look(self) -> Snapshot | None:
-        """The newest reading: often while something waits, seldom while jobs of ours only run."""
+        """The newest reading; readings are taken while something waits or a job of ours runs."""
         interval_s = self._settings.sample_interval_s
         if any(not job.held for job in self._open.pending):
             self.monitor.want(self._name, interval_s, Detail.PROCESSES)
         elif any(self._mine(job.id) for job in self._open.active):
-            self.monitor.want(self._name, max(interval_s, USAGE_S), Detail.FULL)
+            self.monitor.want(self._name, interval_s, Detail.LOAD)
         else:
             self.monitor.unwant(self._name)
         self.monitor.set_allocated(self._open.pids_by_gpu())
+        newest = self.monitor.latest(Detail.LOAD)
+        if newest is not None:
+            self._usage.observe(self._attributed(newest), self._open.allocations())
         latest = self._inventory() or self.monitor.latest(Detail.PROCESSES)
-        if latest is None:
-            return None
-        snapshot = self._attributed(latest)
-        self._usage.observe(snapshot, self._open.allocations())
-        return snapshot
+        return None if latest is None else self._attributed(latest)
 
     def _inventory(self) -> Snapshot | None:
         """Where sampling is off: the one reading that tells which GPUs there are."""

@@ -15,6 +15,7 @@ from helpers import FakeScript, wait_until
 from gpusched_ipy.backends import Detail, Detected
 from gpusched_ipy.backends.fake import FakeBackend
 from gpusched_ipy.config import Clock, Settings, SystemClock
+from gpusched_ipy.errors import StoreError
 from gpusched_ipy.job import Job, JobKind, JobSpec, JobState, Request
 from gpusched_ipy.locks import GpuLocks, Membership
 from gpusched_ipy.monitor import Monitor
@@ -158,6 +159,60 @@ def test_one_bad_job_does_not_stop_the_others(bench: Bench) -> None:
     bench.runner.fault = None
     good = bench.submit()
     wait_until(lambda: bench.started() == [good.id])
+
+
+def test_a_write_that_fails_gives_the_gpus_back(
+    bench: Bench, fake: FakeScript, monkeypatch: pytest.MonkeyPatch, state: StateDir
+) -> None:
+    """The claims of a round that cannot be written are undone: their locks too."""
+
+    def full(*_: object) -> None:
+        raise StoreError("disk full")
+
+    fake.busy()
+    job = bench.submit()
+    wait_until(lambda: bench.started() == [] and bench.why(job))
+    with monkeypatch.context() as broken:
+        broken.setattr(bench.store, "set_reasons", full)
+        fake.free()
+        with pytest.raises(StoreError, match="disk full"):
+            wait_until(bench.started)
+    assert bench.store.job(job.id).state is JobState.PENDING
+    assert not GpuLocks(state.root / "gpu").occupied("GPU-fake-0")
+    wait_until(lambda: bench.started() == [job.id])
+
+
+def test_one_claim_that_cannot_be_ended_does_not_stop_the_others(
+    tmp_path: Path, bench: Bench, fake: FakeScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_shim(_: Claim) -> None:
+        monkeypatch.setattr(bench.runner, "start", bench.runner.started.append)
+        raise RuntimeError("no shim today")
+
+    def full(*_: object, **__: object) -> None:
+        raise StoreError("disk full")
+
+    FakeScript(fake.path, gpus=2)
+    jobs = [bench.submit(), bench.submit()]
+    monkeypatch.setattr(bench.runner, "start", no_shim)
+    monkeypatch.setattr(bench.store, "finish_if_active", full)
+    wait_until(lambda: bench.started() == [jobs[1].id])
+
+
+def test_the_loop_outlives_a_fault(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = threading.Event()
+
+    def fault() -> None:
+        if not broken.is_set():
+            broken.set()
+            raise ZeroDivisionError
+        Scheduler.tick(bench.scheduler)
+
+    monkeypatch.setattr(bench.scheduler, "tick", fault)
+    bench.scheduler.start()
+    wait_until(broken.is_set)
+    job = bench.submit()
+    wait_until(lambda: [claim.job.id for claim in bench.runner.started] == [job.id])
 
 
 def test_a_gpu_that_a_leftover_holds_is_not_given(bench: Bench, state: StateDir) -> None:

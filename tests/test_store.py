@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sqlite3
 import threading
 from dataclasses import replace
@@ -256,8 +257,10 @@ def test_a_newer_schema_is_left_alone(store: Store, state: StateDir) -> None:
     with sqlite3.connect(state.database) as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
+    older = Store(state)
     with pytest.raises(StoreError, match="newer gpusched_ipy"):
-        Store(state)
+        older.submit(spec())
+    older.close()
 
 
 def test_a_file_that_is_no_record(state: StateDir) -> None:
@@ -288,6 +291,47 @@ def test_threads_and_forks_may_use_it(store: Store) -> None:
     assert os.waitpid(child, 0)[1] == 0
     store.submit(spec("from the parent"))
     assert len(store.jobs()) == 10
+
+
+def test_forks_in_the_middle_of_writes_may_use_it(store: Store) -> None:
+    """Other threads of the parent write and read all the time; none of them is in the child."""
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.is_set():
+            store.set_priority(1, 3)
+
+    def read() -> None:
+        while not over.is_set():
+            store.jobs()
+
+    store.submit(spec())
+    threads = [threading.Thread(target=write), threading.Thread(target=read)]
+    for thread in threads:
+        thread.start()
+    statuses = [os.waitpid(_submit_in_child(store, number), 0)[1] for number in range(20)]
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert statuses == [0] * 20
+    assert len(store.jobs()) == 21
+
+
+def _submit_in_child(store: Store, number: int) -> int:
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # a child that waits for ever is a failure, not a hang
+        try:
+            store.submit(spec(f"child {number}"))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return child
+
+
+def test_a_bell_that_is_gone_undoes_nothing(store: Store, state: StateDir) -> None:
+    state.bell.unlink()
+    assert store.job(store.submit(spec()).id).state is JobState.PENDING
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -114,10 +114,7 @@ class CommandRunner:
         finally:
             os.close(log)
         self.scheduler.hand_over(claim)
-        # Not at once: the new job's own beginning comes first.
-        again = threading.Timer(PARK_AFTER_S, self.park)
-        again.daemon = True
-        again.start()
+        self._park_soon()
 
     def cancel(self, job: Job) -> None:
         """Nothing to do: a shim hears of a cancel by itself, and fences what has not begun."""
@@ -135,6 +132,16 @@ class CommandRunner:
             if self._parked is not None:
                 self._parked.dismiss()
                 self._parked = None
+
+    def _park_soon(self) -> None:
+        """Not at once: the new job's own beginning comes first."""
+        again = threading.Timer(PARK_AFTER_S, self.park)
+        again.daemon = True
+        try:
+            again.start()
+        except RuntimeError as exc:
+            # The job has its shim already: that it has no successor is no fault of the job.
+            _log.warning("no shim is parked for the next command: %s", exc)
 
     def _take_parked(self) -> ParkedShim:
         with self._mutex:
