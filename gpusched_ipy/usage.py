@@ -6,8 +6,9 @@ A value that no reading held stays unknown.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpusched_ipy.job import Allocation
 from gpusched_ipy.snapshot import Gpu, Snapshot
@@ -24,25 +25,34 @@ class Usage:
     energy_j: float | None = None
     _weighted: float = 0.0  # utilization times seconds
     _seconds: float = 0.0
+    # When each value of each GPU was last read: power comes less often than utilization.
+    _read_at: dict[tuple[str, str], float] = field(default_factory=dict)
 
     @property
     def mean_utilization(self) -> float | None:
         """Mean over time and over its GPUs, 0-1."""
         return self._weighted / self._seconds if self._seconds else None
 
-    def add(self, gpus: Iterable[Gpu], allocation: Allocation, seconds: float) -> None:
-        """Count one reading of the job's GPUs that stands for the ``seconds`` before it."""
+    def add(self, gpus: Iterable[Gpu], allocation: Allocation, mono: float) -> None:
+        """Count one reading of the GPUs; each value stands for the time since the last one."""
         gpus = list(gpus)
         memory = [used for gpu in gpus if (used := _memory(gpu, allocation)) is not None]
         if memory:
             self.peak_mem_bytes = max(self.peak_mem_bytes or 0, sum(memory))
         for gpu in gpus:
             if gpu.utilization is not None:
+                seconds = self._since("utilization", gpu, allocation, mono)
                 self._weighted += gpu.utilization * seconds
                 self._seconds += seconds
             # On a shared card nobody can tell whose power it is.
             if gpu.power_w is not None and not allocation.shared:
+                seconds = self._since("power", gpu, allocation, mono)
                 self.energy_j = (self.energy_j or 0.0) + gpu.power_w * seconds
+
+    def _since(self, value: str, gpu: Gpu, allocation: Allocation, mono: float) -> float:
+        before = self._read_at.get((value, gpu.uuid), allocation.started_mono)
+        self._read_at[value, gpu.uuid] = mono
+        return mono - before if mono - before <= GAP_S else 0.0
 
 
 class UsageTracker:
@@ -50,20 +60,18 @@ class UsageTracker:
 
     def __init__(self) -> None:
         self._usage: dict[int, Usage] = {}
-        self._last_mono: float | None = None
+        self._last_mono = -math.inf
 
     def observe(self, snapshot: Snapshot, allocations: Iterable[Allocation]) -> None:
         """Count a reading; one that was counted already, or has a problem, changes nothing."""
-        last, now = self._last_mono, snapshot.taken_mono
-        if snapshot.problem is not None or (last is not None and now <= last):
+        now = snapshot.taken_mono
+        if snapshot.problem is not None or now <= self._last_mono:
             return
         self._last_mono = now
-        since = now if last is None or now - last > GAP_S else last
         for allocation in allocations:
             if allocation.ended_mono is None and allocation.started_mono <= now:
-                seconds = now - max(since, allocation.started_mono)
                 gpus = (gpu for gpu in snapshot.gpus if gpu.uuid in allocation.gpus)
-                self._usage.setdefault(allocation.job_id, Usage()).add(gpus, allocation, seconds)
+                self._usage.setdefault(allocation.job_id, Usage()).add(gpus, allocation, now)
 
     def take(self, job_id: int) -> Usage | None:
         """The sums of a job that has ended, which are forgotten; None when it was never seen."""

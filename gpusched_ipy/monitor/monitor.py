@@ -22,6 +22,7 @@ from pathlib import Path
 
 from gpusched_ipy.backends import Detail, detect
 from gpusched_ipy.config import Clock, Settings, SystemClock
+from gpusched_ipy.monitor.idle import IdleProcesses
 from gpusched_ipy.monitor.readings import NEVER, Reading, SharedReadings
 from gpusched_ipy.monitor.recent import Allocated, QuietWindows, Recent, with_jobs
 from gpusched_ipy.monitor.sampler import Chooser, Need, Sampler, Source, no_reading
@@ -101,6 +102,7 @@ class Monitor:
         self._latest: list[Snapshot | None] = [None] * len(Detail)
         self._lasts: list[float] = [-NEVER] * len(Detail)
         self._recent = Recent()
+        self._idle = IdleProcesses(self.settings.max_utilization)
         self._quiet = QuietWindows(self.settings.max_utilization, self.settings.sample_interval_s)
 
     def want(self, who: str, interval_s: float | None = None, detail: Detail = Detail.LOAD) -> None:
@@ -330,6 +332,7 @@ class Monitor:
             snapshot = with_jobs(reading.snapshot, reading.loads, self._allocated)
             period_s = min(self._periods())
             snapshot = self._quiet.mark(snapshot, None if period_s == NEVER else period_s)
+            snapshot = self._idle.mark(snapshot)
             failed = snapshot.problem is not None
             for detail in Detail:
                 if failed or detail <= reading.detail:

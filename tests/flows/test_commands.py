@@ -217,6 +217,25 @@ def test_dependencies(queue: Queue, tmp_path: Path) -> None:
     assert "failed" in (ends[2].error or "")
 
 
+def test_what_it_drew_of_its_gpu_is_recorded(
+    queue: Queue, fake: FakeScript, tmp_path: Path
+) -> None:
+    fake.change(job_load={"utilization": 0.5, "memory": "8GiB"}, power=100)
+    job, go = sleeper(queue, tmp_path)
+    running(queue, job)
+    # Long enough for some readings: the record itself says when they have been taken.
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() - began > 1.0)
+    go.touch()
+    ended(queue, job)
+    wait_until(lambda: queue.show(job.id).peak_mem_bytes)
+    found = queue.show(job.id)
+    assert found.peak_mem_bytes == 8 * 2**30
+    assert found.mean_utilization is not None
+    assert 0.2 < found.mean_utilization <= 0.5
+    assert found.energy_j is not None
+
+
 def test_verbs(queue: Queue, fake: FakeScript) -> None:
     fake.busy()
     one, two = queue.submit(["true"], name="one"), queue.submit(["true"], name="two", priority=9)
