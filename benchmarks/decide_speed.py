@@ -13,8 +13,15 @@ from collections.abc import Callable
 from time import perf_counter
 
 from gpusched_ipy.config import Instant, Settings
-from gpusched_ipy.job import Allocation, Job, JobKind, JobSpec, JobState, Request
-from gpusched_ipy.order import effective_priority
+from gpusched_ipy.job import (
+    Allocation,
+    Job,
+    JobKind,
+    JobSpec,
+    JobState,
+    Request,
+    effective_priority,
+)
 from gpusched_ipy.policy import Line, decide
 from gpusched_ipy.snapshot import Gpu, Snapshot
 

@@ -1,4 +1,4 @@
-"""What a job asks for, its states and its moves, as plain data. It reads nothing and decides nothing.
+"""What a job asks for, its states and its moves, as plain data. It reads and decides nothing.
 
 The life of a job is the table :data:`TRANSITIONS`; the diagram in the docs is generated from it.
 ``held`` and ``cancel_requested`` are columns, never states. Higher priority runs first.
@@ -133,7 +133,7 @@ class ArrayPlace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
-    """A job as it is submitted. ``uid`` is made by the submitter, so that a retry is no second job."""
+    """A job as it is submitted. The submitter makes ``uid``: so a retry is no second job."""
 
     uid: str
     kind: JobKind
@@ -238,3 +238,8 @@ class Member:
 def may_move(start: JobState, end: JobState) -> bool:
     """Whether the table allows that move."""
     return end in TRANSITIONS[start]
+
+
+def effective_priority(job: Job, aging_s: float, mono: float) -> float:
+    """The priority of a job after aging: one step more per ``aging_s`` of waiting."""
+    return job.priority + max(0.0, mono - job.queued_mono) / aging_s

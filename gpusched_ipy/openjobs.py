@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from gpusched_ipy.config import Clock
 from gpusched_ipy.job import ACTIVE, BOUND_KINDS, Allocation, Job, JobState
-from gpusched_ipy.order import Line
+from gpusched_ipy.policy.order import Line
 from gpusched_ipy.process import ProcessId
 from gpusched_ipy.store import Store
 

@@ -12,8 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gpusched_ipy.config import Instant
-from gpusched_ipy.job import Job, JobState
-from gpusched_ipy.order import effective_priority
+from gpusched_ipy.job import Job, JobState, effective_priority
 from gpusched_ipy.snapshot import Gpu, Snapshot
 
 

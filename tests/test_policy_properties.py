@@ -21,11 +21,12 @@ from gpusched_ipy.job import (
     Member,
     Request,
     WaitCode,
+    effective_priority,
 )
-from gpusched_ipy.order import Line, effective_priority
 from gpusched_ipy.policy import Decision, confirm, decide
+from gpusched_ipy.policy.order import Line
+from gpusched_ipy.policy.standing import Facts
 from gpusched_ipy.snapshot import Gpu, GpuProcess, Health, Snapshot
-from gpusched_ipy.standing import Facts
 
 NOW = Instant(mono=1e5, wall=1.7e9)
 GIB = 1024**3

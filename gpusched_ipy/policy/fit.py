@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
-from gpusched_ipy import reasons
 from gpusched_ipy.config import Settings
 from gpusched_ipy.job import Allocation, Member, WaitReason
+from gpusched_ipy.policy import reasons
 from gpusched_ipy.snapshot import Gpu, GpuProcess, Health, MemoryKind
 
 TOLERATED_SHARE = 0.05  # of a card, in strangers' hands: not worth waiting for

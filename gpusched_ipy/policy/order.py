@@ -21,18 +21,13 @@ from itertools import tee
 from operator import attrgetter
 
 from gpusched_ipy.job import Job
-from gpusched_ipy.standing import Facts
+from gpusched_ipy.policy.standing import Facts
 
 _SINCE = attrgetter("queued_mono", "id")
 
 PATIENCE = 0.9  # found on the Philly traces; see docs/decisions/0003-policy.md
 
 Eligible = Callable[[Job], bool]
-
-
-def effective_priority(job: Job, aging_s: float, mono: float) -> float:
-    """The priority of a job after aging: one step more per ``aging_s`` of waiting."""
-    return job.priority + max(0.0, mono - job.queued_mono) / aging_s
 
 
 class Line:

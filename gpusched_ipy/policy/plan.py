@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from gpusched_ipy import reasons
-from gpusched_ipy.fit import Ask, Room
 from gpusched_ipy.job import Allocation, Job, JobKind, WaitCode, WaitReason
-from gpusched_ipy.shapes import Shape, Shapes
-from gpusched_ipy.standing import Facts, kernel_busy
+from gpusched_ipy.policy import reasons
+from gpusched_ipy.policy.fit import Ask, Room
+from gpusched_ipy.policy.shapes import Shape, Shapes
+from gpusched_ipy.policy.standing import Facts, kernel_busy
 
 DEPTH = 500  # so far along the line a job is looked for that may pass a reservation
 

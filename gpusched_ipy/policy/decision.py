@@ -13,11 +13,11 @@ from typing import Unpack
 
 from gpusched_ipy.config import Instant, Settings
 from gpusched_ipy.job import Allocation, Job, WaitCode, WaitReason
-from gpusched_ipy.order import Line, Patience
-from gpusched_ipy.plan import Plan, Reservation, Start
-from gpusched_ipy.shapes import Shapes
+from gpusched_ipy.policy.order import Line, Patience
+from gpusched_ipy.policy.plan import Plan, Reservation, Start
+from gpusched_ipy.policy.shapes import Shapes
+from gpusched_ipy.policy.standing import Facts, Known
 from gpusched_ipy.snapshot import Snapshot
-from gpusched_ipy.standing import Facts, Known
 
 __all__ = ["REASONS", "Decision", "Line", "Reservation", "Start", "confirm", "decide", "reason_for"]
 
@@ -55,7 +55,7 @@ def decide(
         now: this moment.
         limit: for how many jobs to say why they wait.
         known: what else is known, all of it optional: members, ended, expected, memory,
-            worst_backlog_s, drained (see :class:`~gpusched_ipy.standing.Known`).
+            worst_backlog_s, drained (see :class:`~gpusched_ipy.policy.standing.Known`).
     """
     line = jobs if isinstance(jobs, Line) else Line(jobs)
     facts = Facts(snapshot=snapshot, allocations=allocations, settings=settings, now=now, **known)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypedDict
 
-from gpusched_ipy import reasons
 from gpusched_ipy.config import Instant, Settings
 from gpusched_ipy.job import (
     FINAL,
@@ -22,6 +21,7 @@ from gpusched_ipy.job import (
     WaitCode,
     WaitReason,
 )
+from gpusched_ipy.policy import reasons
 from gpusched_ipy.snapshot import Gpu, Snapshot
 from gpusched_ipy.text import format_duration
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gpusched_ipy import reasons
-from gpusched_ipy.fit import Ask, Room
 from gpusched_ipy.job import BOUND_KINDS, Job, Request, WaitCode, WaitReason
+from gpusched_ipy.policy import reasons
+from gpusched_ipy.policy.fit import Ask, Room
+from gpusched_ipy.policy.standing import Facts, matching
 from gpusched_ipy.snapshot import Gpu
-from gpusched_ipy.standing import Facts, matching
 from gpusched_ipy.text import format_bytes
 
 
