@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ class Extension:
         self.watch = CellWatch()
         self._settings = settings
         self._session: KernelSession | None = None
+        self._pid = os.getpid()
         self.magics: Any = None  # the object that the shell knows
 
     def attach(self) -> None:
@@ -64,15 +66,16 @@ class Extension:
         if session is None:
             return
         waiting = len(session.open_cells)
-        if waiting:
+        if waiting or session.allocations.open:
             session.park()
             setattr(self.shell, _PARKED, session)
+        else:
+            session.close()
+        if waiting:
             self.front.tell(
                 f"gpuqueue: {waiting} queued cell{'s' if waiting > 1 else ''} of this notebook "
                 "wait until gpusched_ipy is loaded again"
             )
-        else:
-            session.close()
 
     @property
     def session(self) -> KernelSession:
@@ -191,7 +194,8 @@ class Extension:
         return matcher
 
     def _at_exit(self) -> None:
-        if self._session is not None:
+        # A forked child that ends in the ordinary way must not leave in its parent's name.
+        if self._session is not None and self._pid == os.getpid():
             try:
                 self._session.close()
             except GpuSchedError as exc:

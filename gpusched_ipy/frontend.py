@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,9 +95,11 @@ class FrontEnd:
         """Send an output message that belongs to the request ``parent``; from any thread."""
         with self._mutex:
             if self._session is None:
+                from uuid import uuid4
+
                 # Not the kernel's own session: two threads that share one send the same message id.
                 self._session = self.kernel.session.clone()
-                self._session.session = uuid.uuid4().hex
+                self._session.session = uuid4().hex
             self._session.send(
                 self.kernel.iopub_socket,
                 kind,

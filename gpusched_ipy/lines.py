@@ -194,3 +194,47 @@ def flags_of(magic: str, verb: str | None) -> list[str]:
         elif magic == "gpuplot":
             return ["--help", "--job", "--last"]
     return sorted(flag for flag in parser._option_string_actions if flag.startswith("--"))
+
+
+def help_of(magic: str) -> str:
+    """What ``%%gpuqueue?`` shows: the options from their one definition, and examples."""
+    options = options_help(
+        ("--wait", "hold the cell's place while it waits (always so without a front end)")
+    )
+    texts = {
+        "gpuqueue": f"""%%gpuqueue [options]
+
+Queue the cell below: it runs on this kernel, with its variables, when a GPU is free. The prompt
+comes back at once; a line under the cell says how the job stands, and its output appears there.
+Higher priority runs first.
+
+Options:
+{options}
+
+Examples:
+{CELL_EXAMPLES}
+""",
+        "gpurun": f"""%gpurun [options] -- argv...
+
+Queue a command: it runs in a process of its own, sees its GPUs only, and outlives this notebook.
+
+Options:
+{options_help(("--cwd DIR", "where it runs"), ("--env NAME[=VALUE]", "a variable for it"))}
+    --shell LINE           a line for /bin/sh in place of a command
+
+Examples:
+{RUN_EXAMPLES}
+""",
+        "gpuq": f"""%gpuq [verb] [arguments]
+
+The queue, shared by all notebooks, terminals and scripts of this user.
+
+Examples:
+{QUEUE_EXAMPLES}
+""",
+        "gpus": "%gpus [--json]\n\nThe GPUs now: utilization, memory, temperature, processes.\n",
+        "gpupanel": "%gpupanel\n\nThe live panel: each GPU's usage, and the queue with buttons.\n",
+        "gpuplot": "%gpuplot [--last 10m] [--job ID]\n\nA still picture of the last minutes.\n",
+        "gpufree": "%gpufree\n\nGive cached GPU memory of this kernel's frameworks back.\n",
+    }
+    return texts[magic]

@@ -6,6 +6,7 @@ imported when it is first used. Every setting is a trait: ``%config GpuQueue.pan
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from traitlets import TraitError, TraitType, observe
 
-from gpusched_ipy import lines
 from gpusched_ipy.config import Settings
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.extension import Extension
@@ -104,14 +104,18 @@ class GpuQueue(Magics):
     @_quiet_help
     def gpuqueue(self, line: str, cell: str | None = None) -> None:
         if cell is None:
-            lines.cell_parser().print_help()
+            from gpusched_ipy.lines import cell_parser
+
+            cell_parser().print_help()
             return
         self.extension.defer(line, cell)
 
     @line_magic
     @_quiet_help
     def gpurun(self, line: str) -> None:
-        self._notebook.run(lines.parse_run(line))
+        from gpusched_ipy.lines import parse_run
+
+        self._notebook.run(parse_run(line))
 
     @line_magic
     @_quiet_help
@@ -121,72 +125,50 @@ class GpuQueue(Magics):
     @line_magic
     @_quiet_help
     def gpus(self, line: str) -> None:
-        self._notebook.gpus(lines.parse_gpus(line))
+        from gpusched_ipy.lines import parse_gpus
+
+        self._notebook.gpus(parse_gpus(line))
 
     @line_magic
     @_quiet_help
     def gpupanel(self, line: str) -> Any:
-        lines.parse_none("%gpupanel", line)
+        from gpusched_ipy.lines import parse_none
+
+        parse_none("%gpupanel", line)
         return self._notebook.panel()
 
     @line_magic
     @_quiet_help
     def gpuplot(self, line: str) -> Any:
-        return self._notebook.plot(lines.parse_plot(line))
+        from gpusched_ipy.lines import parse_plot
+
+        return self._notebook.plot(parse_plot(line))
 
     @line_magic
     @_quiet_help
     def gpufree(self, line: str) -> None:
-        lines.parse_none("%gpufree", line)
+        from gpusched_ipy.lines import parse_none
+
+        parse_none("%gpufree", line)
         self._notebook.free()
 
 
-def _document() -> None:
-    """What ``%%gpuqueue?`` shows: the options from their one definition, and examples."""
-    options = lines.options_help(
-        ("--wait", "hold the cell's place while it waits (always so without a front end)")
-    )
-    texts = {
-        "gpuqueue": f"""%%gpuqueue [options]
+def _describe() -> None:
+    """``%%gpuqueue?`` asks for its text when it is wanted: it takes the options' definitions."""
 
-Queue the cell below: it runs on this kernel, with its variables, when a GPU is free. The prompt
-comes back at once; a line under the cell says how the job stands, and its output appears there.
-Higher priority runs first.
+    def later(name: str) -> Callable[[], str]:
+        def getdoc() -> str:
+            from gpusched_ipy.lines import help_of
 
-Options:
-{options}
+            return help_of(name)
 
-Examples:
-{lines.CELL_EXAMPLES}
-""",
-        "gpurun": f"""%gpurun [options] -- argv...
+        return getdoc
 
-Queue a command: it runs in a process of its own, sees its GPUs only, and outlives this notebook.
-
-Options:
-{lines.options_help(("--cwd DIR", "where it runs"), ("--env NAME[=VALUE]", "a variable for it"))}
-    --shell LINE           a line for /bin/sh in place of a command
-
-Examples:
-{lines.RUN_EXAMPLES}
-""",
-        "gpuq": f"""%gpuq [verb] [arguments]
-
-The queue, shared by all notebooks, terminals and scripts of this user.
-
-Examples:
-{lines.QUEUE_EXAMPLES}
-""",
-        "gpus": "%gpus [--json]\n\nThe GPUs now: utilization, memory, temperature, processes.\n",
-        "gpupanel": "%gpupanel\n\nThe live panel: each GPU's usage, and the queue with buttons.\n",
-        "gpuplot": "%gpuplot [--last 10m] [--job ID]\n\nA still picture of the last minutes.\n",
-        "gpufree": "%gpufree\n\nGive cached GPU memory of this kernel's frameworks back.\n",
-    }
-    for name, text in texts.items():
-        getattr(GpuQueue, name).__doc__ = text
+    for name in (*GpuQueue.magics["line"], *GpuQueue.magics["cell"]):
+        getattr(GpuQueue, name).getdoc = later(name)
 
 
-_document()
+_describe()
 
 
 def load(shell: Any) -> None:

@@ -555,6 +555,17 @@ def test_a_kernel_that_shuts_down_loses_its_queued_cells_at_once(tmp_path: Path)
         queue.store.close()
 
 
+def test_a_forked_child_that_ends_takes_nothing_of_its_kernels_along(kernel: Kernel) -> None:
+    kernel.fake.take()
+    queued = kernel.run("%%gpuqueue\nprint('ran')")
+    # As atexit does in a child that ends by sys.exit(); ipykernel's own hooks are none of ours.
+    ends = "get_ipython()._gpusched._at_exit()\n    os._exit(0)"
+    fork = f"import os\npid = os.fork()\nif pid == 0:\n    {ends}\nos.waitpid(pid, 0)[1]"
+    assert kernel.run(fork).results == ["0"]
+    kernel.fake.free()
+    assert ended(kernel, queued, "done").text() == "ran\n"
+
+
 def test_the_first_grant_pins_the_kernel(tmp_path: Path) -> None:
     with started(tmp_path, gpus=2) as kernel:
         kernel.fake.take(0)
