@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from gpusched_ipy.bell import Bell
 from gpusched_ipy.config import Clock, Settings, SystemClock
 from gpusched_ipy.errors import JobNotFoundError, UserError
 from gpusched_ipy.job import (
+    ACTIVE,
     BOUND_KINDS,
     FINAL,
     PRIORITY_RANGE,
@@ -31,7 +33,8 @@ from gpusched_ipy.job import (
     Request,
 )
 from gpusched_ipy.monitor import Monitor
-from gpusched_ipy.options import parse_gpus, parse_name, parse_priority
+from gpusched_ipy.options import parse_priority, python_fields
+from gpusched_ipy.reap import orphans, reap
 from gpusched_ipy.snapshot import Gpu, Snapshot
 from gpusched_ipy.statedir import StateDir, open_state_dir
 from gpusched_ipy.store import Event, Store
@@ -39,21 +42,8 @@ from gpusched_ipy.summon import ensure_agent
 
 # How long a reading may take when a submit asks whether the machine could ever run the job.
 _READING_S = 3.0
-_FIELDS = frozenset(
-    {
-        "priority",
-        "name",
-        "gpus",
-        "mem",
-        "on_gpu",
-        "after",
-        "after_any",
-        "begin",
-        "time",
-        "hold",
-        "label",
-    }
-)
+# While waiting, how often it is made sure that somebody is left who goes on with the queue.
+_MEND_S = 1.0
 
 
 # Inside the class below the name ``list`` is its method.
@@ -86,7 +76,7 @@ class Queue:
     ) -> None:
         self.settings = settings or Settings.load()
         self.clock = clock or SystemClock()
-        self.store = store or Store(open_state_dir(self.settings), self.clock)
+        self.store = store or Store(_opened(self.settings), self.clock)
         self.owner = owner or default_owner()
         self._monitor = monitor
 
@@ -122,9 +112,7 @@ class Queue:
         Raises:
             UserError: something that was asked for cannot be; nothing is queued.
         """
-        unknown = sorted(set(fields) - _FIELDS)
-        if unknown:
-            raise UserError(f"submit does not know the option {unknown[0]!r}")
+        fields = python_fields(fields)
         if kind is JobKind.COMMAND or argv is not None:
             argv = self._command(argv, shell=shell, cwd=cwd)
         named = environment.named(env, os.environ)
@@ -133,16 +121,16 @@ class Queue:
         spec = JobSpec(
             uid=uid or uuid.uuid4().hex,
             kind=kind,
-            name=parse_name(fields["name"]) if fields.get("name") else _name_of(kind, argv),
-            priority=parse_priority(fields.get("priority") or 0),
+            name=fields.get("name") or _name_of(kind, argv),
+            priority=fields.get("priority", 0),
             request=request,
-            held=bool(fields.get("hold")),
+            held=fields.get("hold", False),
             argv=tuple(argv) if argv is not None else None,
             shell=shell,
             code=code,
             cwd=str(Path(cwd or os.getcwd()).absolute()),
             env=environment.allowed(os.environ) if kind not in BOUND_KINDS else {},
-            labels=_labels(fields.get("label")),
+            labels=dict(fields.get("label", ())),
             owner=self.owner,
             home=home,
             cell_id=cell_id,
@@ -209,7 +197,7 @@ class Queue:
         """
         found: dict[int, None] = {}
         for reference in references:
-            for part in str(reference).split(","):
+            for part in str(getattr(reference, "id", reference)).split(","):
                 found |= dict.fromkeys(self._ids(part.strip()))
         return tuple(found)
 
@@ -307,7 +295,11 @@ class Queue:
         bell = Bell(self.state.bell, rang.set)
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            while not all(state in FINAL for state in self.store.states(ids).values()):
+            mended = time.monotonic()
+            while not FINAL.issuperset((states := self.store.states(ids)).values()):
+                if time.monotonic() - mended >= _MEND_S:
+                    self.mend(states)
+                    mended = time.monotonic()
                 if deadline is not None and time.monotonic() >= deadline:
                     raise TimeoutError(f"jobs {', '.join(map(str, ids))} have not ended in time")
                 if tick is not None:
@@ -322,6 +314,18 @@ class Queue:
     def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Call ``changed`` from a thread after every change of the record, until unsubscribed."""
         return Bell(self.state.bell, changed).close
+
+    def mend(self, states: Mapping[int, JobState]) -> None:
+        """End what the dead have left of these jobs, and have an agent where one is needed.
+
+        Members do so by themselves; but somebody who waits may be the last one alive.
+        """
+        active = [self.store.job(job_id) for job_id, state in states.items() if state in ACTIVE]
+        if orphans(self.store, active):
+            reap(self.store, active)
+        waiting = [job_id for job_id, state in states.items() if state is JobState.PENDING]
+        if any(self.store.job(job_id).kind not in BOUND_KINDS for job_id in waiting):
+            ensure_agent(self.state)
 
     # -- inside
 
@@ -370,7 +374,7 @@ class Queue:
 
     def _request(self, fields: Mapping[str, Any]) -> Request:
         return Request(
-            gpus=parse_gpus(fields.get("gpus") or 1),
+            gpus=fields.get("gpus", 1),
             mem_bytes=fields.get("mem"),
             on_gpu=fields.get("on_gpu"),
             after=self.resolve(fields.get("after") or ()),
@@ -412,6 +416,13 @@ def fits(request: Request, gpus: Sequence[Gpu]) -> None:
         )
 
 
+def _opened(settings: Settings) -> StateDir:
+    state = open_state_dir(settings)
+    if state.note is not None:
+        warnings.warn(state.note, UserWarning, stacklevel=3)
+    return state
+
+
 def default_owner() -> str:
     """Where a submit comes from, for people."""
     try:
@@ -427,10 +438,6 @@ def _name_of(kind: JobKind, argv: Sequence[str] | None) -> str:
     words = (argv[0].split() if len(argv) == 1 else list(argv)) or [str(kind)]
     script = next((word for word in words[1:] if word.endswith((".py", ".sh"))), words[0])
     return Path(script).name[:64] or str(kind)
-
-
-def _labels(given: Iterable[tuple[str, str]] | Mapping[str, str] | None) -> dict[str, str]:
-    return dict(given or {})
 
 
 def _search_path(cwd: str | os.PathLike[str] | None) -> str | None:

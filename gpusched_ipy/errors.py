@@ -37,6 +37,29 @@ class StoreError(UserError):
     """The record cannot be read or written (full disk, damage, a newer schema)."""
 
 
+class JobFailedError(UserError):
+    """A job has not ended well, so it has no result.
+
+    Args:
+        job_id: which job.
+        state: how it ended: failed, cancelled, timeout or lost.
+        text: the message, for people.
+    """
+
+    def __init__(self, job_id: int, state: str, text: str) -> None:
+        super().__init__(text)
+        self.job_id = job_id
+        self.state = state
+
+    def __reduce__(self) -> tuple[type[JobFailedError], tuple[int, str, str]]:
+        return type(self), (self.job_id, self.state, str(self))
+
+
+class RemoteError(GpuSchedError):
+    """An exception of a call that cannot be brought back as it was; its text, and its traceback as
+    the cause."""
+
+
 class BackendUnavailableError(GpuSchedError):
     """A backend cannot be used on this machine; the message is the reason, for people."""
 

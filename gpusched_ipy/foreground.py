@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from types import FrameType
@@ -20,9 +19,10 @@ from typing import Any
 
 from gpusched_ipy import environment
 from gpusched_ipy.api import Queue
-from gpusched_ipy.job import Job, JobKind, JobState, WaitCode
+from gpusched_ipy.job import Job, JobKind, JobState
 from gpusched_ipy.locks import Membership
 from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.news import News
 from gpusched_ipy.process import ProcessId, become_subreaper, end_tree
 from gpusched_ipy.scheduler import Claim, Scheduler
 from gpusched_ipy.shim import Outcome, record, supervise
@@ -30,8 +30,6 @@ from gpusched_ipy.snapshot import Gpu
 
 _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 _ENDS_WAITING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
-# A wait reason that only counts on is told again this often.
-_TELL_AGAIN_S = 30.0
 
 Tell = Callable[[str], None]
 
@@ -114,7 +112,7 @@ class _Turn:
 
     def wait(self, job_id: int, signals: _Signals, tell: Tell) -> Claim | None:
         """The claim of the job; None when it was cancelled or ended by a signal before."""
-        news = _News(tell)
+        news = News(tell)
         self._scheduler.start()
         while not self._came.wait(0.1):
             if signals.ended_waiting:
@@ -138,26 +136,6 @@ class _Turn:
     def give_back(self, claim: Claim) -> None:
         """Let go of the GPUs: before the end is recorded, so that the next job finds them free."""
         self._scheduler.hand_over(claim)
-
-
-class _News:
-    """Tells why a job waits, when that has changed."""
-
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
-        self._code: WaitCode | None = None
-        self._text = ""
-        self._told_at = 0.0
-
-    def about(self, job: Job) -> None:
-        """Look at the job's reason."""
-        reason = job.reason
-        if reason is None or reason.text == self._text:
-            return
-        now = time.monotonic()
-        if reason.code is not self._code or now - self._told_at >= _TELL_AGAIN_S:
-            self._code, self._text, self._told_at = reason.code, reason.text, now
-            self._tell(f"job {job.id} waits: {reason.text}")
 
 
 class _Signals:

@@ -23,6 +23,7 @@ from gpusched_ipy.config import Settings
 from gpusched_ipy.courier import Courier
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.frontend import FrontEnd
+from gpusched_ipy.here import Home
 from gpusched_ipy.interrupts import shielded
 from gpusched_ipy.job import Job, JobKind, JobState
 from gpusched_ipy.kernel_log import close_log, log_to
@@ -31,8 +32,9 @@ from gpusched_ipy.locks import Membership
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.pin import Pin
 from gpusched_ipy.place import Place
+from gpusched_ipy.runners.allocation import AllocationRunner
 from gpusched_ipy.runners.cell import Cell, CellRunner, Phase
-from gpusched_ipy.scheduler import Claim, Scheduler
+from gpusched_ipy.scheduler import Claim, Runner, Scheduler
 from gpusched_ipy.statedir import open_state_dir
 from gpusched_ipy.store import Store
 
@@ -64,6 +66,7 @@ class KernelSession:
         self.store.join(self.membership.key, "kernel", front.owner)
         self.pin = Pin(self.store, self.membership.key)
         self.runner = CellRunner(self)
+        self.allocations = AllocationRunner()
         self._scheduler: Scheduler | None = None
         self._courier: Courier | None = None
         self._busy_told = False
@@ -122,8 +125,9 @@ class KernelSession:
         """Go on after :meth:`park`."""
         self.watch = watch
         self._start(settings)
-        if self.open_cells:
+        if self.open_cells or self.allocations.open:
             self._enrol()
+        if self.open_cells:
             self._hear()
 
     def close(self) -> None:
@@ -152,14 +156,38 @@ class KernelSession:
         cells = list(self.runner.cells.values())
         return [cell for cell in cells if cell.job_id and cell.phase is not Phase.ENDED]
 
+    @property
+    def home(self) -> Home:
+        """This kernel for code of its cells and threads that takes GPUs by itself."""
+        self._enrol()
+        return Home(
+            queue=self.queue,
+            key=self.membership.key,
+            runner=self.allocations,
+            monitor=self.monitor,
+            pin=self.pin,
+            granted=self._after.granted.update,
+            given_back=self._after.queued_cell,
+        )
+
+    @property
+    def running_claim(self) -> Claim | None:
+        """The claim of the queued cell whose body runs now."""
+        active = self.runner.active
+        return active.claim if active is not None and active.phase is Phase.RUNNING else None
+
     def _enrol(self) -> Scheduler:
         """Start the loop: this kernel has cells of its own."""
         if self._scheduler is None:
-            runners = {JobKind.CELL: self.runner}
+            runners: dict[JobKind, Runner] = {
+                JobKind.CELL: self.runner,
+                JobKind.ALLOCATION: self.allocations,
+            }
             self._scheduler = Scheduler(
                 self.store, self.monitor, self.membership, runners, self.settings
             )
             self.runner.scheduler = self._scheduler
+            self.allocations.scheduler = self._scheduler
             self._scheduler.start()
         return self._scheduler
 
@@ -205,7 +233,7 @@ class KernelSession:
 
     def _submit(self, cell: Cell, asked: Asked) -> Job:
         scheduler = self._enrol()
-        self.pin.look(self.monitor)
+        self.pin.look(self.monitor, asked.fields.get("gpus", 1))
         self.runner.cells[cell.uid] = cell
         try:
             submit = partial(

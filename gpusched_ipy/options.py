@@ -8,14 +8,49 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, TypedDict
 
 from gpusched_ipy.config import parse_bytes, parse_seconds
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import MAX_NAME_BYTES, PRIORITY_RANGE
+
+
+class HasId(Protocol):
+    """Something that stands for a job: a job itself, or a handle."""
+
+    @property
+    def id(self) -> int:
+        """The id of the job."""
+        ...
+
+
+Reference = int | str | HasId
+References = Reference | Iterable[Reference]
+
+
+class RequestOptions(TypedDict, total=False):
+    """The options of a submit as Python gives them; text is understood as on a command line."""
+
+    name: str | None
+    gpus: int
+    mem: int | str | None  # bytes, or "8G"
+    on_gpu: int | str | None
+    after: References | None
+    after_any: References | None
+    begin: float | str | datetime | None  # wall clock (s), "22:00", "+2h"
+    time: float | str | timedelta | None  # s, or "2h"
+    hold: bool
+    label: Mapping[str, str] | Iterable[tuple[str, str]] | None
+
+
+class JobOptions(RequestOptions, total=False):
+    """Every option of a submit."""
+
+    priority: int  # higher runs first
+
 
 _NAME = re.compile(r"\S(.*\S)?", re.DOTALL)
 
@@ -206,3 +241,60 @@ def job_fields(parsed: argparse.Namespace) -> dict[str, Any]:
     """What was given, under the names that ``Queue.submit`` takes; what was not given is absent."""
     given = {option.dest: getattr(parsed, option.dest) for option in JOB_OPTIONS}
     return {name: value for name, value in given.items() if value not in (None, False)}
+
+
+def python_fields(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as Python gives them, checked, under the names and in the types of ``job_fields``.
+
+    Raises:
+        UserError: an option is unknown or has a value that it cannot have.
+    """
+    known = {option.dest: option for option in JOB_OPTIONS}
+    fields: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in known:
+            raise UserError(f"submit does not know the option {name!r}")
+        if value is None or value is False:
+            continue
+        convert = _FROM_PYTHON.get(name) or known[name].parse or bool
+        try:
+            fields[name] = convert(value)
+        except TypeError:
+            raise UserError(f"{name}={value!r} is not a value for this option") from None
+    return fields
+
+
+def _references(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return parse_references(value)
+    if isinstance(value, int):
+        return (str(value),)
+    job_id = getattr(value, "id", None)
+    if job_id is not None:
+        return (str(job_id),)
+    return tuple(name for item in value for name in _references(item))
+
+
+def _begin(value: Any) -> float:
+    if isinstance(value, datetime):
+        return value.timestamp()
+    return float(value) if isinstance(value, (int, float)) else parse_begin(value)
+
+
+def _span(value: Any) -> float:
+    return parse_seconds(value.total_seconds() if isinstance(value, timedelta) else value)
+
+
+def _label_pairs(value: Any) -> list[tuple[str, str]]:
+    pairs = value.items() if isinstance(value, Mapping) else value
+    return [(str(key), str(text)) for key, text in pairs]
+
+
+# Where Python has more ways to say it than a command line.
+_FROM_PYTHON: dict[str, Callable[[Any], Any]] = {
+    "after": _references,
+    "after_any": _references,
+    "begin": _begin,
+    "time": _span,
+    "label": _label_pairs,
+}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gpusched_ipy.job import ACTIVE, BOUND_KINDS, Job, JobState
+from gpusched_ipy.job import ACTIVE, BOUND_KINDS, Job, JobKind, JobState
 from gpusched_ipy.locks import forget_member, is_alive, log_is_held
 from gpusched_ipy.store import Store
 
@@ -53,14 +53,19 @@ def _reap_one(store: Store, job: Job) -> Job:
     if (current.state, current.epoch) != (job.state, job.epoch):
         return current  # somebody else was quicker
     if job.state is JobState.PENDING:
-        return store.end_pending(job, JobState.LOST, "kernel gone")
+        return store.end_pending(job, JobState.LOST, f"{_home(job)} gone")
     if job.kind in BOUND_KINDS:
-        return _lose(store, job, "kernel died")
+        return _lose(store, job, f"{_home(job)} died")
     if job.state is JobState.STARTING:
         return store.unclaim(job, "the member that had claimed it died before it began")
     if job.request.requeue:
         return store.unclaim(job, "outcome unknown; queued again as asked")
     return _lose(store, job, "outcome unknown: its supervisor died")
+
+
+def _home(job: Job) -> str:
+    """What the member is whose end is the end of the job."""
+    return "kernel" if job.kind is JobKind.CELL else "its process"
 
 
 def _lose(store: Store, job: Job, why: str) -> Job:

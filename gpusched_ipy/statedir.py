@@ -65,11 +65,11 @@ class StateDir:
 
     def call(self, job_uid: str) -> Path:
         """The pickled function and arguments of a call."""
-        return self.root / "calls" / f"{job_uid}.in"
+        return self.root / "calls" / f"{_plain(job_uid)}.in"
 
     def call_result(self, job_uid: str) -> Path:
         """The pickled result of a call, or its exception."""
-        return self.root / "calls" / f"{job_uid}.out"
+        return self.root / "calls" / f"{_plain(job_uid)}.out"
 
     def environment(self, job_uid: str) -> Path:
         """Variables named by ``--env``: read once when the job starts, then deleted."""
@@ -140,8 +140,11 @@ def open_existing(path: Path, flags: int = os.O_RDONLY) -> int:
         raise StateDirError(
             f"{path} cannot be opened ({exc.strerror}); remove what stands there"
         ) from exc
-    if not is_ours_alone(os.fstat(fd)):
+    status = os.fstat(fd)
+    if not is_ours_alone(status):
         os.close(fd)
+        if status.st_nlink == 0:
+            raise FileNotFoundError(path)  # removed while we opened it
         raise StateDirError(f"{path} is not a plain file of ours; remove what stands there")
     return fd
 

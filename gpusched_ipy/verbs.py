@@ -236,7 +236,7 @@ def _engines(terminal: Terminal) -> int:
 
 
 def _gpus(terminal: Terminal) -> int:
-    from gpusched_ipy.gpus import show_gpus, watch_gpus
+    from gpusched_ipy.gpuscreen import show_gpus, watch_gpus
 
     asked = terminal.asked
     if asked.watch:

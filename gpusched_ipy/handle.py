@@ -1,0 +1,254 @@
+"""Queue a command or a function from Python, and hold what stands for it: its result, its log.
+
+A function runs in a fresh Python beside this one, under a shim like a command: it survives this
+process, and its result waits for whoever asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, Unpack, cast, overload
+
+from gpusched_ipy.api import Queue
+from gpusched_ipy.calls import (
+    Call,
+    Outcome,
+    drop_call,
+    keep_call,
+    name_of,
+    take_outcome,
+)
+from gpusched_ipy.errors import JobFailedError, UserError
+from gpusched_ipy.here import current_queue
+from gpusched_ipy.job import FINAL, Job, JobKind, JobState
+from gpusched_ipy.joblog import written
+from gpusched_ipy.look import job_table
+from gpusched_ipy.options import JobOptions
+from gpusched_ipy.process import python_argv
+from gpusched_ipy.records import signal_name
+from gpusched_ipy.text import clean
+from gpusched_ipy.view import JOB_COLUMNS, html_table
+
+T = TypeVar("T")
+_STEP_S = 0.5  # a missed ring of the bell delays an await by no more than this
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class JobHandle(Generic[T]):
+    """One job of the queue; what it says is read from the record each time.
+
+    ``await handle`` is :meth:`result` without blocking the event loop.
+    """
+
+    queue: Queue
+    id: int
+
+    @property
+    def job(self) -> Job:
+        """Everything that the record has of the job now."""
+        return self.queue.show(self.id)
+
+    @property
+    def state(self) -> JobState:
+        """Where the job is in its life."""
+        return self.job.state
+
+    def wait(self, timeout: float | None = None) -> Job:
+        """Wait until the job has ended, however, and return it.
+
+        Raises:
+            TimeoutError: it has not ended within ``timeout`` seconds.
+        """
+        (job,) = self.queue.wait(self.id, timeout=timeout)
+        return job
+
+    def result(self, timeout: float | None = None) -> T:
+        """What the function has returned; of a command its exit status, which is 0.
+
+        Raises:
+            TimeoutError: it has not ended within ``timeout`` seconds.
+            JobFailedError: the job was cancelled, was lost, or its command has failed.
+            BaseException: whatever the function has raised; the cause shows where.
+        """
+        return cast(T, result_of(self.queue, self.wait(timeout)))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What :meth:`result` would raise, or None when it would return.
+
+        Raises:
+            TimeoutError: the job has not ended within ``timeout`` seconds.
+        """
+        return outcome_of(self.queue, self.wait(timeout)).error
+
+    def cancel(self) -> JobState:
+        """Cancel the job; one that runs is interrupted, terminated, killed. How it stands now."""
+        (job,) = self.queue.cancel(self.id)
+        return job.state
+
+    def log(self) -> str:
+        """What the job has printed so far; empty before it has begun."""
+        job = self.job
+        if self.queue.log_path(self.id) is None:
+            return ""
+        return b"".join(written(self.queue, job)).decode("utf-8", "replace")
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> T:
+        loop = asyncio.get_running_loop()
+        rang = asyncio.Event()
+
+        def heard() -> None:
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(rang.set)
+
+        leave = self.queue.subscribe(heard)
+        try:
+            while (state := self.state) not in FINAL:
+                self.queue.mend({self.id: state})
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(rang.wait(), _STEP_S)
+                rang.clear()
+        finally:
+            leave()
+        return cast(T, result_of(self.queue, self.job))
+
+    def __repr__(self) -> str:
+        job = self.job
+        return f"<job {job.id} {clean(job.name)}: {how_it_stands(job)}>"
+
+    def _repr_html_(self) -> str:
+        rows = job_table(self.queue, [self.job])
+        return html_table(JOB_COLUMNS, rows, numeric=("id", "priority"))
+
+
+@overload
+def submit(
+    work: Sequence[str],
+    *,
+    shell: bool = False,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Iterable[str] = (),
+    queue: Queue | None = None,
+    **options: Unpack[JobOptions],
+) -> JobHandle[int]: ...
+
+
+@overload
+def submit(
+    work: Callable[..., T],
+    *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Iterable[str] = (),
+    queue: Queue | None = None,
+    **options: Unpack[JobOptions],
+) -> JobHandle[T]: ...
+
+
+def submit(
+    work: Sequence[str] | Callable[..., Any],
+    *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    shell: bool = False,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Iterable[str] = (),
+    queue: Queue | None = None,
+    **options: Unpack[JobOptions],
+) -> JobHandle[Any]:
+    """Queue a command or a function and return at once.
+
+    Args:
+        work: the command as a list of arguments, or the function.
+        args: the function's arguments; ``kwargs`` those that are named. They are pickled.
+        shell: the command is one line for /bin/sh.
+        cwd: the working directory; the present one when None.
+        env: ``NAME`` (the value here) or ``NAME=VALUE``; values never enter the record.
+        queue: another queue than that of the settings in force.
+        options: ``priority``, ``name``, ``gpus``, ``mem``, ``time`` …, as for ``gpusched submit``.
+
+    Raises:
+        UserError: something that was asked for cannot be; nothing is queued.
+    """
+    queue = queue or current_queue()
+    if not callable(work):
+        if args or kwargs:
+            raise UserError("a command takes its arguments in its list; write them there")
+        job = queue.submit(work, shell=shell, cwd=cwd, env=env, **options)
+        return JobHandle(queue, job.id)
+    if shell:
+        raise UserError("shell=True is for commands; a function runs in Python")
+    uid = uuid.uuid4().hex
+    keep_call(queue.state, uid, Call(work, args, kwargs or {}))
+    options["name"] = options.get("name") or name_of(work)
+    job = queue_call(queue, uid, cwd=cwd, env=env, **options)
+    return JobHandle(queue, job.id)
+
+
+def queue_call(queue: Queue, uid: str, **options: Any) -> Job:
+    """Queue the call that was kept under ``uid``; where that fails nothing of it is left.
+
+    Raises:
+        UserError: it cannot be queued.
+    """
+    argv = python_argv("callmain", str(queue.state.root), uid, isolated=False)
+    try:
+        return queue.submit(argv, kind=JobKind.CALLABLE, uid=uid, **options)
+    except BaseException:
+        drop_call(queue.state, uid)
+        raise
+
+
+def result_of(queue: Queue, job: Job) -> Any:
+    """The result of an ended job.
+
+    Raises:
+        JobFailedError: it has none.
+        BaseException: what its function has raised.
+    """
+    outcome = outcome_of(queue, job)
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.value
+
+
+def outcome_of(queue: Queue, job: Job) -> Outcome:
+    """What came of an ended job: of a function its value, of a command its exit status."""
+    if job.state not in (JobState.COMPLETED, JobState.FAILED):
+        return Outcome(error=_failed(job))
+    if job.kind is not JobKind.CALLABLE:
+        done = job.state is JobState.COMPLETED
+        return Outcome(job.exit_code) if done else Outcome(error=_failed(job))
+    try:
+        outcome = take_outcome(queue.state, job.spec.uid)
+    except UserError as exc:
+        return Outcome(error=exc)
+    if job.state is JobState.FAILED:
+        known = outcome is not None and outcome.error is not None
+        return outcome if outcome is not None and known else Outcome(error=_failed(job))
+    if outcome is None or outcome.error is not None:
+        return Outcome(error=UserError(f"the result of job {job.id} is no longer kept"))
+    return outcome
+
+
+def _failed(job: Job) -> JobFailedError:
+    text = f"job {job.id} ({clean(job.name)}) has no result: {how_it_stands(job)}"
+    return JobFailedError(job.id, job.state, text)
+
+
+def how_it_stands(job: Job) -> str:
+    """The state of a job in one line, with its reason or how it ended."""
+    why = job.error
+    if job.state is JobState.PENDING:
+        why = job.reason.text if job.reason else None
+    elif why is None and job.signal is not None:
+        why = f"ended by {signal_name(job.signal)}"
+    elif why is None and job.exit_code:
+        why = f"exit status {job.exit_code}"
+    return f"{job.state}, {clean(why)}" if why else str(job.state)
