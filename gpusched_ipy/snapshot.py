@@ -1,8 +1,8 @@
 """The GPUs at one moment, as plain data. It reads nothing and decides nothing.
 
 ``None`` always means *unknown*, never 0: a wrong 0 in ``utilization`` would start a job on a busy
-GPU. ``processes`` is ``None`` when the list cannot be known and ``()`` when it is known to be empty.
-Units stand in the names; ratios are 0-1.
+GPU. ``processes`` is ``None`` when the list cannot be known and ``()`` when it is known to be
+empty. Units stand in the names; ratios are 0-1.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Gpu:
     compute_mode: str | None = None  # "default", "exclusive_process", "prohibited"
     processes: tuple[GpuProcess, ...] | None = None
     # Kept by the monitor: for how long, and in how many readings in a row, utilization has been at
-    # or below the limit of the settings (None and 0 where the last reading was above it or unknown).
+    # or below the limit of the settings (None and 0: the last reading was above it or unknown).
     quiet_s: float | None = None
     quiet_samples: int = 0
 
