@@ -16,12 +16,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpusched_ipy.config import Settings
+from gpusched_ipy.config import Settings, SystemClock
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import JobKind
 from gpusched_ipy.locks import FileLock, Membership, alive_pid, is_member
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.process import signal_if, survive_signals
+from gpusched_ipy.retention import now_and_then
 from gpusched_ipy.runners.command import CommandRunner
 from gpusched_ipy.scheduler import Scheduler
 from gpusched_ipy.statedir import StateDir, open_private, open_state_dir
@@ -86,7 +87,9 @@ class Agent:
                     scheduler.wake()  # whoever has submitted may have died before he rang
                 idle_since = None
                 continue
-            idle_since = idle_since or time.monotonic()
+            if idle_since is None:
+                idle_since = time.monotonic()
+                now_and_then(store, self._settings, SystemClock().now().wall)
             lingered = time.monotonic() - idle_since >= LINGER_S
             if lingered and not self._stays and self._leave(store, scheduler):
                 return

@@ -56,6 +56,36 @@ def _agent(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("run", "status", "stop"), help="run: in the foreground")
 
 
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fix",
+        action="store_true",
+        help="set a damaged record aside, as queue.db.corrupt-<time>, and save every sound job",
+    )
+
+
+def _purge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--older-than",
+        metavar="D",
+        type=checked(parse_seconds),
+        help="forget jobs that ended so long ago (default: the setting keep_days)",
+    )
+    parser.add_argument("--all", action="store_true", help="forget every ended job")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", nargs="?", help="a new file (default: stdout)")
+
+
+def _admin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("init",), help="make the shared locks; again at each boot")
+    parser.add_argument(
+        "--lock-dir", metavar="DIR", help="where (default: /run/gpusched, which all users find)"
+    )
+
+
 VERBS = (
     Verb("submit", "queue a command; prints its id alone", _command),
     Verb("run", "wait for a turn, then run a command here, with this terminal", _command),
@@ -79,7 +109,10 @@ VERBS = (
     Verb("gpus", "the GPUs now", _gpus),
     Verb("engines", "where jobs can run", arguments.as_json),
     Verb("agent", "the process that starts commands while no notebook is open", _agent),
-    Verb("doctor", "what works here, what does not, and what to do about it", arguments.nothing),
+    Verb("doctor", "what works here, what does not, and what to do about it", _doctor),
+    Verb("purge", "forget old jobs and remove their logs", _purge),
+    Verb("export", "the jobs that have ended, as JSON lines", _export),
+    Verb("admin", "for root: GPU locks and turns that all users of this machine share", _admin),
 )
 
 

@@ -13,15 +13,21 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, Self
 
 from gpusched_ipy.config import Clock, SystemClock
+from gpusched_ipy.dbfile import (
+    SCHEMA_VERSION,
+    newer,
+    prepare,
+    refuse_empty,
+    reserve,
+    schema_version,
+)
 from gpusched_ipy.errors import StateDirError, StoreError
 from gpusched_ipy.locks import FileLock
 from gpusched_ipy.statedir import StateDir, create_private, is_ours_alone, open_private
 
-SCHEMA_VERSION = 1
 # A fork waits so long for a write of another thread; one that hangs must not hang the fork.
 _FORK_WAIT_S = 5.0
 
@@ -31,7 +37,9 @@ class Database:
 
     Raises:
         StateDirError: something that is not ours stands where the file should be.
-        StoreError: the file cannot be opened, is damaged, or a newer version has written it.
+        StoreError: the file cannot be opened, is damaged, or older members must leave it first.
+
+    A record that a newer version has written can be read; ``read_only`` says why no more.
     """
 
     def __init__(self, state: StateDir, clock: Clock | None = None) -> None:
@@ -42,6 +50,8 @@ class Database:
         self._depth = 0
         self._rang = False
         self._pid = os.getpid()
+        self.read_only: str | None = None  # why, where a newer version has written the record
+        self._reserved = False
         _OPEN.add(self)
         with self._mutex, self._queue_lock:
             self._db = self._open()
@@ -67,7 +77,7 @@ class Database:
                 self._depth, self._rang = 1, False
                 try:
                     with _readable_errors(self.state):
-                        self._db.execute("BEGIN IMMEDIATE")
+                        self._begin()
                         try:
                             yield self
                             self._db.execute("COMMIT")
@@ -85,6 +95,18 @@ class Database:
     def before_fork(self) -> Any:
         """Wait until no other thread is inside SQLite: a child could never take its locks back."""
         return self._mutex if self._mutex.acquire(timeout=_FORK_WAIT_S) else None
+
+    def _begin(self) -> None:
+        """Open a transaction, unless this version may not write (any more)."""
+        if not self._reserved and self.read_only is None:
+            reserve(self._db, self.state)
+            self._reserved = True
+        self._db.execute("BEGIN IMMEDIATE")
+        version = schema_version(self._db)
+        if version > SCHEMA_VERSION:
+            self._db.execute("ROLLBACK")
+            self.read_only = newer(version)
+            raise StoreError(self.read_only)
 
     def after_fork(self) -> None:
         """In the child: the mutex was that of the parent's threads."""
@@ -122,6 +144,7 @@ class Database:
     def _open(self) -> sqlite3.Connection:
         os.close(open_private(self.state.bell))
         _make_private(self.state)
+        refuse_empty(self.state)
         with _readable_errors(self.state):
             db = sqlite3.connect(self.state.database, isolation_level=None, check_same_thread=False)
             db.row_factory = sqlite3.Row
@@ -134,7 +157,7 @@ class Database:
                 "journal_size_limit = 2097152",
             ):
                 db.execute(f"PRAGMA {pragma}")
-            _migrate(db)
+            self.read_only = prepare(db, self.state)
         return db
 
 
@@ -180,19 +203,6 @@ def _make_private(state: StateDir) -> None:
                 raise StateDirError(f"{path} is not a plain file of yours; remove what is there")
 
 
-def _migrate(db: sqlite3.Connection) -> None:
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > SCHEMA_VERSION:
-        raise StoreError(
-            f"the queue was written by a newer gpusched_ipy (schema {version}, this one knows "
-            f"{SCHEMA_VERSION}); upgrade this environment"
-        )
-    for number in range(version + 1, SCHEMA_VERSION + 1):
-        (script,) = (Path(__file__).parent / "migrations").glob(f"{number:04d}_*.sql")
-        text = script.read_text(encoding="utf-8")
-        db.executescript(f"BEGIN;\n{text}\nPRAGMA user_version = {number};\nCOMMIT;")
-
-
 @contextmanager
 def _readable_errors(state: StateDir) -> Iterator[None]:
     try:
@@ -201,5 +211,6 @@ def _readable_errors(state: StateDir) -> Iterator[None]:
         raise StoreError(f"the queue in {state.root} cannot be used now: {exc}") from exc
     except sqlite3.DatabaseError as exc:
         raise StoreError(
-            f"the queue in {state.root} is damaged ({exc}); `gpusched doctor` says what can be done"
+            f"the queue in {state.root} is damaged ({exc}); `gpusched doctor --fix` saves what "
+            "is sound"
         ) from exc

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 
-from gpusched_ipy.errors import UserError
+from gpusched_ipy.errors import StateDirError, UserError
 from gpusched_ipy.job import MAX_ENVIRONMENT_BYTES
 from gpusched_ipy.statedir import StateDir, create_private, read_private
 
@@ -65,10 +65,21 @@ def named(wanted: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def keep(state: StateDir, job_uid: str, variables: Mapping[str, str]) -> None:
-    """Put named variables where only the starting job will read them."""
-    if variables:
-        with os.fdopen(create_private(state.environment(job_uid)), "w", encoding="utf-8") as stream:
-            json.dump(dict(variables), stream)
+    """Put named variables where only the starting job will read them.
+
+    Raises:
+        StateDirError: they cannot be written (a full disk).
+    """
+    path = state.environment(job_uid)
+    try:
+        if variables:
+            with os.fdopen(create_private(path), "w", encoding="utf-8") as stream:
+                json.dump(dict(variables), stream)
+    except FileExistsError:
+        return  # the same submit again
+    except OSError as exc:
+        path.unlink(missing_ok=True)
+        raise StateDirError(f"{path} cannot be written ({exc.strerror}); make room") from exc
 
 
 def take(state: StateDir, job_uid: str) -> dict[str, str]:

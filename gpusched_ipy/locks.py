@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from gpusched_ipy.errors import StateDirError
-from gpusched_ipy.statedir import StateDir, open_existing, open_private
+from gpusched_ipy.statedir import StateDir, open_existing, open_private, shared_locks
 
 # struct flock, as fcntl(2) of each system has it.
 _FLOCK_LINUX = "hhqqi"
@@ -169,8 +169,8 @@ class GpuLocks:
 
     @classmethod
     def of(cls, state: StateDir, lock_dir: Path | None) -> GpuLocks:
-        """In ``lock_dir`` where containers or users share the GPUs, else in the state directory."""
-        return cls(lock_dir or state.root / "gpu")
+        """Where containers or users share the GPUs, else in the state directory."""
+        return cls(shared_locks(lock_dir) or state.root / "gpu")
 
     def try_lock(self, gpu: str, *, shared: bool) -> int | None:
         """A descriptor that holds the GPU's lock, or None while somebody else's job holds it.
@@ -214,9 +214,7 @@ class GpuLocks:
             _close(fd)
 
     def _open(self, gpu: str) -> int:
-        from urllib.parse import quote
-
-        path = self.folder / f"{quote(gpu, safe='')}.lock"
+        path = self.folder / lock_name(gpu)
         try:
             # An administrator's lock files are root's and read-only: that is enough for a flock.
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -229,6 +227,13 @@ class GpuLocks:
             os.close(fd)
             raise StateDirError(f"the GPU lock {path} is not a plain file of ours or of root's")
         return fd
+
+
+def lock_name(gpu: str) -> str:
+    """The name of that GPU's lock file, whatever its UUID holds."""
+    from urllib.parse import quote
+
+    return f"{quote(gpu, safe='')}.lock"
 
 
 def lock_log(fd: int) -> None:

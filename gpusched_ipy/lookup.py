@@ -135,9 +135,9 @@ class Lookup(Database):
 
     def _many(self, query: str, values: Sequence[Any] = ()) -> list[Job]:
         now = self._clock.now()
-        boot = boot_id()
+        boot, newer = boot_id(), self.read_only is not None
         return [
-            in_this_boot(to_job(row), row["boot"], boot, wall=now.wall, mono=now.mono)
+            in_this_boot(to_job(row, newer=newer), row["boot"], boot, wall=now.wall, mono=now.mono)
             for row in self._query(query, values)
         ]
 

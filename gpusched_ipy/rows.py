@@ -53,16 +53,19 @@ def to_row(job: Job, boot: str) -> dict[str, Any]:
     return row | {"crc": checksum(row)}
 
 
-def to_job(row: Mapping[str, Any]) -> Job:
+def to_job(row: Mapping[str, Any], *, newer: bool = False) -> Job:
     """The job of a row.
+
+    Args:
+        newer: a newer version has written it, whose checksum may cover more than we know.
 
     Raises:
         StoreError: the row is damaged.
     """
-    if checksum(row) != row["crc"]:
+    if not newer and checksum(row) != row["crc"]:
         raise StoreError(
             f"job {row['id']} is damaged in the record (its checksum does not match); "
-            "`gpusched doctor` says what can be done"
+            "`gpusched doctor --fix` sets it aside and saves the others"
         )
     reason = None
     if row["reason"] is not None:

@@ -21,7 +21,7 @@ from gpusched_ipy.attribution import attribute
 from gpusched_ipy.backends import Detail
 from gpusched_ipy.bell import Bell
 from gpusched_ipy.config import Clock, Settings, SystemClock
-from gpusched_ipy.errors import GpuSchedError
+from gpusched_ipy.errors import GpuSchedError, StateDirError
 from gpusched_ipy.job import (
     ACTIVE,
     BOUND_KINDS,
@@ -39,7 +39,9 @@ from gpusched_ipy.openjobs import OpenJobs
 from gpusched_ipy.process import ExitWatch
 from gpusched_ipy.reap import forget_dead_members, orphans, reap
 from gpusched_ipy.snapshot import Gpu, Snapshot
+from gpusched_ipy.statedir import shared_locks
 from gpusched_ipy.store import Store
+from gpusched_ipy.turns import Turns
 from gpusched_ipy.usage import UsageTracker
 
 _log = logging.getLogger(__name__)
@@ -48,6 +50,8 @@ _log = logging.getLogger(__name__)
 CONFIRM_S = 1.0
 # Seconds between two looks at a queue in which nothing is open.
 REST_S = 30.0
+# What keeps a job waiting that other users should know of.
+_FOR_A_GPU = frozenset({WaitCode.GPU_BUSY, WaitCode.GPU_ALLOCATED, WaitCode.QUIET, WaitCode.MEMORY})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +108,14 @@ class Scheduler:
         self._settings = settings
         self._clock = clock or SystemClock()
         self._gpu_locks = GpuLocks.of(store.state, settings.lock_dir)
+        shared = shared_locks(settings.lock_dir)
+        self._turns = Turns(
+            None if shared is None else shared / "tickets",
+            membership.key,
+            self._clock,
+            # So long another user's member may need until it finds the GPU idle and starts.
+            patience_s=settings.quiet_s + 3 * settings.sample_interval_s,
+        )
         self._open = OpenJobs(
             store, self._clock, keep_s=settings.quiet_s + settings.sample_interval_s
         )
@@ -142,6 +154,7 @@ class Scheduler:
             self._bell = None
         self._unlisten()
         self.monitor.unwant(self._name)
+        self._turns.close()
         self._exits.close()
 
     def wake(self) -> None:
@@ -186,6 +199,7 @@ class Scheduler:
             snapshot = self._look()
             decision = self._decide(snapshot)
             self._offers.made(self._others(decision), self._clock.now().mono)
+            self._turns.announce(self._in_line(decision))
             starts = [start for start in decision.starts if self._ready(start.job_id)]
             reasons = self._news(decision.reasons)
             never = [(job, why) for job, why in decision.never.items() if self._mine(job)]
@@ -235,9 +249,15 @@ class Scheduler:
     def _claim(self, start: policy.Start) -> Claim | WaitReason:
         """Take the GPUs' locks, read the GPUs again, and only then make the job ours."""
         job = self._open.jobs[start.job_id]
-        fds = self._gpu_locks.try_lock_all(start.gpus, shared=job.request.shared)
+        ahead = self._turns.ahead_of(job)
+        if ahead is not None:
+            return WaitReason(code=WaitCode.PRIORITY, text=ahead)
+        try:
+            fds = self._gpu_locks.try_lock_all(start.gpus, shared=job.request.shared)
+        except StateDirError as exc:
+            return WaitReason(code=WaitCode.GPU_ALLOCATED, text=str(exc))
         if fds is None:
-            text = "a process left by a job of ours still holds its GPU"
+            text = "another job, or a process left by one, still holds its GPU"
             return WaitReason(code=WaitCode.GPU_ALLOCATED, text=text)
         try:
             fresh = self._inventory() or self.monitor.read_now(CONFIRM_S)
@@ -442,7 +462,14 @@ class Scheduler:
             pids |= set(_visible_pids(snapshot.gpus))
         self._exits.watch(pid for pid in pids if pid and pid != os.getpid())
 
+    def _in_line(self, decision: policy.Decision) -> list[Job]:
+        """Those of our own jobs that a GPU alone keeps from starting."""
+        waiting = [job for job, why in decision.reasons.items() if why.code in _FOR_A_GPU]
+        waiting += [start.job_id for start in decision.starts]
+        return [self._open.jobs[job] for job in waiting if self._mine(job)]
+
     def _rest(self) -> None:
+        self._turns.close()
         self.monitor.unwant(self._name)
         self.monitor.set_allocated({})
         self._exits.watch(())

@@ -14,14 +14,14 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from gpusched_ipy import environment
-from gpusched_ipy.errors import StateDirError
+from gpusched_ipy.errors import StateDirError, StoreError
 from gpusched_ipy.job import BOUND_KINDS, Job, JobState
 from gpusched_ipy.locks import Membership
 from gpusched_ipy.logcap import LogCap
@@ -37,6 +37,8 @@ from gpusched_ipy.store import Store
 
 # How often zombies that a job's daemons leave to us are collected.
 _COLLECT_S = 60.0
+# First pause before an end that could not be recorded is recorded again (a full disk).
+_RETRY_S = 0.2
 _BELL, _EXIT = "bell", "exit"
 
 
@@ -96,13 +98,40 @@ def _obey(store: Store, order: Order) -> None:
             store.join(membership.key, "shim", f"job {job.id}")
     if job is not None:
         outcome = _run(store, job, order)
-        with store.writing():
-            record(store, job, outcome)
-            store.leave(membership.key)
-    for fd in order.gpu_fds:
-        os.close(fd)
+        try:
+            _end(store, job, outcome, membership.key)
+        except StoreError:
+            # The GPUs are given on even where the record cannot be written: the lock is the truth.
+            _close(order.gpu_fds)
+            _insist(store, job, outcome, membership.key)
+        else:
+            _close(order.gpu_fds)
+    else:
+        _close(order.gpu_fds)
     membership.leave()
     _call_agent(store)
+
+
+def _end(store: Store, job: Job, outcome: Outcome, member: str) -> None:
+    with store.writing():
+        record(store, job, outcome)
+        store.leave(member)
+
+
+def _insist(store: Store, job: Job, outcome: Outcome, member: str) -> None:
+    """Record the end once it can be recorded: only this process knows how the job ended."""
+    pause = _RETRY_S
+    while store.state.database.exists():
+        time.sleep(pause)
+        pause = min(2 * pause, 10.0)
+        with suppress(StoreError):
+            _end(store, job, outcome, member)
+            return
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _run(store: Store, job: Job, order: Order) -> Outcome:
@@ -119,7 +148,9 @@ def _run(store: Store, job: Job, order: Order) -> Outcome:
     with _kept(log):
         leader = ProcessId.of(child.pid)
         if leader is not None:
-            store.set_process(job.attempt, leader)
+            # It runs; whether the record can say so at once or not.
+            with suppress(StoreError):
+                store.set_process(job.attempt, leader)
         return supervise(store, job, child)
 
 
@@ -195,7 +226,7 @@ def _until_end(
         forced = None
         if what == _EXIT:
             return None
-        if what == _BELL and store.job(job.id).cancel_requested:
+        if what == _BELL and _cancel_wanted(store, job):
             forced = JobState.CANCELLED
         elif deadline is not None and time.monotonic() >= deadline:
             forced = JobState.TIMEOUT
@@ -205,6 +236,14 @@ def _until_end(
                 pass
             return forced
         _collect_strays(child.pid)
+
+
+def _cancel_wanted(store: Store, job: Job) -> bool:
+    """Whether the user wants the job to end; a record that cannot be read wants nothing."""
+    try:
+        return store.job(job.id).cancel_requested
+    except StoreError:
+        return False
 
 
 def _outcome(status: int, forced: JobState | None) -> Outcome:

@@ -21,6 +21,10 @@ _NETWORK = (
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "lustre", "gpfs", "beegfs"),
     *("ceph", "fuse.ceph", "afs", "panfs", "glusterfs", "fuse.glusterfs"),
 )
+# Where an administrator's `gpusched admin init` puts the GPU locks that all users share.
+SHARED_LOCKS = Path("/run/gpusched")
+# Where the queue is kept when the home is of another host.
+LOCAL = Path("/var/tmp")
 _FOLDERS = ("alive", "gpu", "logs", "cells", "env", "calls")
 
 
@@ -169,19 +173,35 @@ def network_file_system(path: Path) -> str | None:
     """The type of the network file system that holds ``path``, or None where it is local."""
     if sys.platform != "linux":
         return None
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
     target = os.path.realpath(path)
     best, kind = "", ""
-    for line in lines:
+    for line in _mounts():
         before, _, after = line.partition(" - ")
         mount = before.split()[4].replace("\\040", " ")
         inside = target == mount or target.startswith(mount.rstrip("/") + "/")
         if inside and len(mount) >= len(best):
             best, kind = mount, after.split()[0]
     return kind if kind in _NETWORK else None
+
+
+def _mounts() -> list[str]:
+    """What is mounted where, proc(5); nothing where the system does not tell."""
+    try:
+        return Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def shared_locks(lock_dir: Path | None) -> Path | None:
+    """The folder of GPU locks shared with others: the setting, or root's own where it was made."""
+    if lock_dir is not None:
+        return lock_dir
+    try:
+        status = os.lstat(SHARED_LOCKS)
+    except OSError:
+        return None
+    safe = stat.S_ISDIR(status.st_mode) and status.st_uid == 0 and not status.st_mode & 0o022
+    return SHARED_LOCKS if safe else None
 
 
 def machine_id() -> str:
@@ -210,7 +230,7 @@ def _default_root() -> tuple[Path, str | None]:
     found = network_file_system(usual)
     if found is None:
         return usual, None
-    local = Path(f"/var/tmp/gpusched-{os.geteuid()}") / machine_id()
+    local = LOCAL / f"gpusched-{os.geteuid()}" / machine_id()
     _private_folder(local.parent)  # anybody may have made it before us
     return local, f"{usual} is on a network file system ({found}); the queue is kept in {local}"
 
@@ -234,6 +254,11 @@ def _private_folder(path: Path) -> None:
         )
     if stat.S_IMODE(status.st_mode) & 0o022:
         raise StateDirError(f"state directory {path} is writable by others; run: chmod 700 {path}")
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        raise StateDirError(
+            f"state directory {path} is on a read-only file system; set GPUSCHED_STATE_DIR to a "
+            "folder that can be written"
+        )
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         raise StateDirError(f"state directory {path} is not writable; run: chmod 700 {path}")
     if stat.S_IMODE(status.st_mode) != 0o700:

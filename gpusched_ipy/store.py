@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from gpusched_ipy.archive import Archive
+from gpusched_ipy.dbfile import check_room
 from gpusched_ipy.errors import InvalidTransitionError, UserError
 from gpusched_ipy.job import (
     ACTIVE,
@@ -23,7 +25,7 @@ from gpusched_ipy.job import (
     WaitReason,
     may_move,
 )
-from gpusched_ipy.lookup import OPEN_STATES, Event, Lease, Lookup
+from gpusched_ipy.lookup import OPEN_STATES, Event, Lease
 from gpusched_ipy.process import ProcessId, boot_id
 from gpusched_ipy.roster import Roster
 from gpusched_ipy.rows import to_row
@@ -31,7 +33,7 @@ from gpusched_ipy.rows import to_row
 __all__ = ["Event", "Lease", "Store"]
 
 
-class Store(Lookup, Roster):
+class Store(Archive, Roster):
     """The one record of a user on a machine."""
 
     def submit(self, spec: JobSpec) -> Job:
@@ -39,7 +41,9 @@ class Store(Lookup, Roster):
 
         Raises:
             UserError: the queue is full or the job is too large.
+            StoreError: the disk is full.
         """
+        check_room(self.state)
         now = self._clock.now()
         job = Job(
             id=0,
@@ -156,10 +160,16 @@ class Store(Lookup, Roster):
             return self._move(back, JobState.PENDING, "returned", {"why": why})
 
     def requeue(self, job: Job, *, home: str | None = None) -> Job:
-        """An ended job → pending, behind those that wait already; a cell gets a new home."""
+        """An ended job → pending, behind those that wait already; a cell gets a new home.
+
+        Raises:
+            UserError: it has not ended; somebody else may have requeued it just now.
+        """
         now = self._clock.now()
         with self.writing():
             job = self.job(job.id)
+            if job.state not in FINAL:
+                raise UserError(f"job {job.id} is {job.state}; only an ended job can be requeued")
             again = replace(
                 job,
                 spec=replace(job.spec, home=home) if home else job.spec,

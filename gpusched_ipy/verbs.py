@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -29,7 +30,9 @@ class Terminal:
     @cached_property
     def queue(self) -> Queue:
         """The queue, opened when first used."""
-        queue = Queue(self.settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # said below, in the terminal's own way
+            queue = Queue(self.settings)
         if queue.state.note:
             note(queue.state.note)
         return queue
@@ -41,10 +44,15 @@ def call(asked: argparse.Namespace, explicit: Mapping[str, object]) -> int:
     Raises:
         UserError: it failed for a reason that the user can mend.
     """
-    if asked.verb == "doctor":
+    if asked.verb == "doctor" and not asked.fix:
         from gpusched_ipy.doctor import examine
 
         return examine(explicit)
+    if asked.verb in ("doctor", "purge", "export", "admin"):
+        from gpusched_ipy import upkeep
+
+        settings = Settings.load(explicit)
+        return upkeep.fix(settings) if asked.verb == "doctor" else upkeep.call(asked, settings)
     return _VERBS[asked.verb](Terminal(asked, explicit))
 
 
