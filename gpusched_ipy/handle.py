@@ -11,7 +11,6 @@ import os
 import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, Unpack, cast, overload
 
 from gpusched_ipy.api import Queue
@@ -38,15 +37,19 @@ T = TypeVar("T")
 _STEP_S = 0.5  # a missed ring of the bell delays an await by no more than this
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class JobHandle(Generic[T]):
     """One job of the queue; what it says is read from the record each time.
 
     ``await handle`` is :meth:`result` without blocking the event loop.
+
+    Args:
+        queue: where the job is.
+        job_id: its id.
     """
 
-    queue: Queue
-    id: int
+    def __init__(self, queue: Queue, job_id: int) -> None:
+        self.queue = queue
+        self.id = job_id
 
     @property
     def job(self) -> Job:
