@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from gpusched_ipy import __version__
+from gpusched_ipy._version import __version__
 from gpusched_ipy.errors import StoreError
 from gpusched_ipy.locks import is_alive
 from gpusched_ipy.process import boot_id
