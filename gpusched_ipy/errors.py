@@ -24,13 +24,13 @@ class JobNotFoundError(UserError):
 
     def __init__(self, asked: object) -> None:
         super().__init__(
-            f"there is no job {asked!s}; `%gpuq list --all` or `gpusched list --all` shows every job"
+            f"there is no job {asked!s}; `%gpuq list --all` and `gpusched list --all` show all jobs"
         )
         self.asked = asked
 
 
 class StateDirError(UserError):
-    """The private state directory cannot be used (permissions, owner, disk, network file system)."""
+    """The private state directory cannot be used: permissions, owner, disk, network file system."""
 
 
 class StoreError(UserError):

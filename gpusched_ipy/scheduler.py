@@ -79,7 +79,7 @@ class Runner(Protocol):
         ...
 
     def cancel(self, job: Job) -> None:
-        """The user wants this active job of ours to end."""
+        """End this active job of ours: its user wants it or, without a wish, its time is over."""
         ...
 
 
@@ -449,9 +449,17 @@ class Scheduler:
     def _pass_on_cancels(self) -> None:
         for job in self._open.jobs.values():
             wish = (job.id, job.epoch)
-            if job.cancel_requested and job.member == self.key and wish not in self._cancelling:
+            wanted = job.cancel_requested or self._overdue(job)
+            if wanted and job.member == self.key and wish not in self._cancelling:
                 self._cancelling.add(wish)
                 self._runners[job.kind].cancel(job)
+
+    def _overdue(self, job: Job) -> bool:
+        """Whether the walltime of a cell is over; a shim watches over that of its command."""
+        limit_s, began = job.request.time_s, job.started_mono
+        if job.kind is not JobKind.CELL or limit_s is None or began is None:
+            return False
+        return self._clock.now().mono - began >= limit_s
 
     def _watch(self, snapshot: Snapshot | None) -> None:
         """Be woken by the end of whatever others wait for: members with jobs, strangers on GPUs."""

@@ -356,6 +356,12 @@ def test_cancelling_a_waiting_cell_leaves_the_running_one_alone(
     assert queued.text() == ""
 
 
+def test_a_cell_is_interrupted_when_its_walltime_is_over(kernel: Kernel) -> None:
+    queued = kernel.run("%%gpuqueue --time 1s\nimport time\nwhile True: time.sleep(0.05)")
+    assert "its walltime ran out" in ended(kernel, queued, "timed out").badges[-1]
+    assert deferred(kernel, "print('next')").text() == "next\n"
+
+
 def cancel_from_outside(folder: Path, job: int) -> None:
     """As another notebook or a terminal does."""
     from gpusched_ipy.api import Queue

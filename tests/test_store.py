@@ -141,6 +141,18 @@ def test_what_is_to_be_cancelled_does_not_go_back_to_the_line(store: Store) -> N
     assert store.leases() == []
 
 
+def test_only_what_has_ended_can_be_requeued(store: Store) -> None:
+    """Two users requeue the same job: for the second it is pending, or even running, by then."""
+    job = run(store, store.submit(spec()))
+    with pytest.raises(UserError, match="is running; only an ended job"):
+        store.requeue(job)
+    ended = store.finish_if_active(job.id, epoch=job.epoch, state=JobState.FAILED)
+    assert ended is not None
+    store.claim(store.requeue(ended), ("GPU-0",), member="m")
+    with pytest.raises(UserError, match="is starting; only an ended job"):
+        store.requeue(ended)
+
+
 def test_hold_and_priority_know_when_it_is_too_late(store: Store) -> None:
     job = store.submit(spec())
     assert store.set_held(job.id, True).held

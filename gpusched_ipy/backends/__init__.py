@@ -1,8 +1,8 @@
 """The contract of a backend, and the choice of one. Backends know readings; they decide nothing.
 
-A backend is called from one thread at a time. Whatever the driver does (garbage, a vanished card, a
-missing field), ``read`` returns a :class:`Snapshot`, with ``problem`` set where the reading failed as
-a whole; it never raises out of its own faults and never invents a number. It may hang when the
+A backend is called from one thread at a time. Whatever the driver does (garbage, a vanished card,
+a missing field), ``read`` returns a :class:`Snapshot`, with ``problem`` set where the reading
+failed as a whole; it never raises out of its own faults and never invents a number. It may hang when the
 driver hangs: the monitor is built to abandon it.
 """
 

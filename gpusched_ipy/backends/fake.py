@@ -50,7 +50,7 @@ class FakeBackend:
         self._script = script
 
     def read(self, detail: Detail = Detail.FULL) -> Snapshot:
-        """The GPUs as the script has them now; an unreadable script is a problem, never old data."""
+        """The GPUs as the script has them now; an unreadable script is a problem, not old data."""
         try:
             self._reload()
             problem = self._script.get("problem")

@@ -53,7 +53,7 @@ class Cell:
     job_id: int = 0
     phase: Phase = Phase.WAITING
     claim: Claim | None = None
-    cancelled: bool = False  # its user wants it to end
+    ending: JobState | None = None  # what it becomes when it heeds the interrupt
     depth: int = 0  # of its body among the cells that run, one inside the other
     entered: bool = False  # IPython has announced the body
     granted: threading.Event = field(default_factory=threading.Event)
@@ -159,10 +159,10 @@ class CellRunner:
         cell = self.cells.get(job.spec.uid)
         if cell is None:
             return
-        cell.cancelled = True
+        cell.ending = JobState.CANCELLED if job.cancel_requested else JobState.TIMEOUT
         with self._lock:
             if cell.phase is Phase.CLAIMED:
-                self._close(cell, JobState.CANCELLED)
+                self._close(cell, cell.ending)
             elif cell.phase is Phase.RUNNING:
                 # Under the lock: no other body can begin before the signal is there.
                 interrupt_main()
@@ -327,7 +327,8 @@ def _outcome(result: Any, cell: Cell) -> tuple[JobState, str | None]:
     if error is None:
         return JobState.COMPLETED, None
     interrupted = isinstance(error, (KeyboardInterrupt, asyncio.CancelledError))
-    if interrupted and cell.cancelled:
-        return JobState.CANCELLED, None
+    if interrupted and cell.ending is not None:
+        why = "its walltime ran out" if cell.ending is JobState.TIMEOUT else None
+        return cell.ending, why
     text = " ".join(str(error).split())
     return JobState.FAILED, f"{type(error).__name__}: {text}" if text else type(error).__name__
