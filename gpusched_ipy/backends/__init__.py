@@ -2,8 +2,8 @@
 
 A backend is called from one thread at a time. Whatever the driver does (garbage, a vanished card,
 a missing field), ``read`` returns a :class:`Snapshot`, with ``problem`` set where the reading
-failed as a whole; it never raises out of its own faults and never invents a number. It may hang when the
-driver hangs: the monitor is built to abandon it.
+failed as a whole; it never raises out of its own faults and never invents a number. It may hang
+when the driver hangs: the monitor is built to abandon it.
 """
 
 from __future__ import annotations
