@@ -6,10 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint notebooks nbval setup clean
+.PHONY: help demo test test-old-kernel lint notebooks nbval setup clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
+	@echo "make test-old-kernel   the notebook's tests on ipykernel 6.29 and IPython 8"
 	@echo "make lint   ruff, mypy and the import contracts"
 	@echo "make notebooks   runs the notebooks and saves their outputs (installs PyTorch)"
 	@echo "make nbval   runs the notebooks and compares (installs PyTorch)"
@@ -35,6 +36,11 @@ nbval: $(VENV)/.dev $(VENV)/.torch
 	GPUSCHED_BACKEND=fake $(BIN)/python -m pytest -p nbval --nbval-lax --nbval-sanitize-with notebooks/sanitize.cfg \
 	  --nbval-cell-timeout 120 -p no:cacheprovider -W default --timeout 300 notebooks
 
+# The kernel runs on ipykernel 6.29 and IPython 8; the tests themselves stay in $(VENV).
+test-old-kernel: $(VENV)/.dev $(VENV)/.old-kernel
+	GPUSCHED_KERNEL_PYTHON=$(CURDIR)/$(VENV)/old-kernel/bin/python $(BIN)/python -m pytest \
+	  tests/test_cells.py tests/test_magics.py tests/test_extension.py
+
 setup: $(VENV)/.dev
 
 $(VENV)/bin/python:
@@ -54,6 +60,12 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.torch: pyproject.toml | $(VENV)/bin/python
 	$(PIP) -e '.[torch]'
+	@touch $@
+
+$(VENV)/.old-kernel: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m venv $(VENV)/old-kernel
+	$(VENV)/old-kernel/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -e . 'ipykernel==6.29.*' 'ipython>=8.20,<9'
 	@touch $@
 
 clean:
