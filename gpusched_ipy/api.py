@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import threading
 import time
 import uuid
@@ -60,6 +61,8 @@ class Queue:
         store: the record; opened in the state directory of the settings when None.
         monitor: asked only whether a job could ever fit; made when first needed when None.
         owner: where jobs come from, for people: "notebook train.ipynb", "terminal pts/3".
+        own_python: commands find the programs beside this interpreter first: "python" is then the
+            notebook's own, also where its environment has not been activated.
 
     Raises:
         StateDirError, StoreError: the state directory or the record cannot be used.
@@ -73,12 +76,14 @@ class Queue:
         monitor: Monitor | None = None,
         clock: Clock | None = None,
         owner: str | None = None,
+        own_python: bool = False,
     ) -> None:
         self.settings = settings or Settings.load()
         self.clock = clock or SystemClock()
         self.store = store or Store(_opened(self.settings), self.clock)
         self.owner = owner or default_owner()
         self._monitor = monitor
+        self._own_python = own_python
 
     @property
     def state(self) -> StateDir:
@@ -129,7 +134,7 @@ class Queue:
             shell=shell,
             code=code,
             cwd=str(Path(cwd or os.getcwd()).absolute()),
-            env=environment.allowed(os.environ) if kind not in BOUND_KINDS else {},
+            env=self._environment() if kind not in BOUND_KINDS else {},
             labels=dict(fields.get("label", ())),
             owner=self.owner,
             home=home,
@@ -367,10 +372,19 @@ class Queue:
             raise UserError(f"the working directory {cwd} does not exist")
         if shell:
             return (" ".join(argv),)
-        path = shutil.which(argv[0], path=_search_path(cwd))
+        path = shutil.which(argv[0], path=self._search_path())
         if path is None:
             raise UserError(f"there is no program {argv[0]!r}; give its path or mend PATH")
         return (os.path.abspath(path), *argv[1:])
+
+    def _search_path(self) -> str:
+        """PATH without its relative entries: nothing is run because it lies in some folder."""
+        own = [os.path.dirname(sys.executable)] if self._own_python else []
+        entries = [*own, *os.environ.get("PATH", os.defpath).split(os.pathsep)]
+        return os.pathsep.join(entry for entry in entries if os.path.isabs(entry))
+
+    def _environment(self) -> dict[str, str]:
+        return {**environment.allowed(os.environ), "PATH": self._search_path()}
 
     def _request(self, fields: Mapping[str, Any]) -> Request:
         return Request(
@@ -438,9 +452,3 @@ def _name_of(kind: JobKind, argv: Sequence[str] | None) -> str:
     words = (argv[0].split() if len(argv) == 1 else list(argv)) or [str(kind)]
     script = next((word for word in words[1:] if word.endswith((".py", ".sh"))), words[0])
     return Path(script).name[:64] or str(kind)
-
-
-def _search_path(cwd: str | os.PathLike[str] | None) -> str | None:
-    """PATH, with its relative entries left out: nothing is run because it lies in some folder."""
-    entries = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    return os.pathsep.join(entry for entry in entries if os.path.isabs(entry))

@@ -91,7 +91,13 @@ class KernelSession:
     def _start(self, settings: Settings) -> None:
         self.settings = settings
         self.monitor = Monitor(settings, state_dir=self.store.state.root)
-        self.queue = Queue(settings, store=self.store, monitor=self.monitor, owner=self.front.owner)
+        self.queue = Queue(
+            settings,
+            store=self.store,
+            monitor=self.monitor,
+            owner=self.front.owner,
+            own_python=True,
+        )
         self.board.log_cap = settings.log_cap
         self._after.configure(settings, self.monitor, self._outside)
         self.watch.watcher = self

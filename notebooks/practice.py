@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -41,9 +40,6 @@ class Practice:
     def __init__(self) -> None:
         self.scripted = os.environ.get("GPUSCHED_BACKEND") == "fake" or _real_gpus() == 0
         self._folder = Path(tempfile.mkdtemp(prefix="gpusched-practice-"))
-        # "python" is this kernel's own, also where its environment has not been activated.
-        here = str(Path(sys.executable).parent)
-        os.environ["PATH"] = os.pathsep.join([here, os.environ.get("PATH", os.defpath)])
         if self.scripted:
             self._write(_NOBODY)
             # A queue of its own: jobs for a scripted GPU have no business in the real one.

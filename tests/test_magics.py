@@ -133,6 +133,15 @@ def test_a_command_runs_and_its_log_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.kernel
+def test_python_is_the_notebooks_own(tmp_path: Path) -> None:
+    with started(tmp_path) as kernel:
+        kernel.run("import os; os.environ['PATH'] = '/usr/bin:/bin'")
+        kernel.run('%gpurun --name who -- python -c "import sys; print(sys.prefix)"')
+        shown = kernel.run("%gpuq log -f who").text()
+        assert shown == kernel.run("import sys; print(sys.prefix)").text()
+
+
+@pytest.mark.kernel
 def test_help_shows_options_and_examples(kernel: Kernel) -> None:
     for magic in ("%%gpuqueue", "%gpurun", "%gpuq", "%gpus", "%gpuplot"):
         cell = kernel.run(f"{magic}?")
