@@ -226,6 +226,8 @@ def gpus_note(snapshot: Snapshot, now: Instant, explanation: str | None = None) 
     age = format_duration(snapshot.age_s(now.mono))
     read = explanation or f"{snapshot.backend} ({snapshot.source})"
     driver = f", driver {snapshot.driver}" if snapshot.driver else ""
+    if snapshot.problem and snapshot.problem in read:
+        return clean(snapshot.problem)  # there is no backend, and that is all there is to say
     problem = f"; {snapshot.problem}" if snapshot.problem else ""
     return clean(f"read {age} ago by {read}{driver}{problem}")
 
