@@ -7,6 +7,7 @@ does (:mod:`gpusched_ipy.repair`).
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sqlite3
@@ -155,9 +156,27 @@ def _check_once_a_boot(db: sqlite3.Connection, state: StateDir) -> None:
             f"the record {state.database} is damaged ({wrong[0]}); `gpusched doctor --fix` sets it "
             "aside and saves every sound job"
         )
+    _drain_what_is_of_another_boot(db)
     # On a full disk it is checked again next time.
     with suppress(sqlite3.OperationalError):
         db.execute("INSERT OR REPLACE INTO meta VALUES ('checked_boot', ?)", (boot_id(),))
+
+
+def _drain_what_is_of_another_boot(db: sqlite3.Connection) -> None:
+    """Jobs queued before a reboot start again only when their user says so."""
+    (count,) = db.execute(
+        "SELECT count(*) FROM jobs WHERE state IN ('pending', 'starting', 'running') AND boot != ?",
+        (boot_id(),),
+    ).fetchone()
+    if count and db.execute("SELECT 1 FROM meta WHERE key = 'drained'").fetchone() is None:
+        why = f"the machine was restarted with {count} jobs queued; `gpusched resume` starts them"
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("INSERT INTO meta VALUES ('drained', ?)", (why,))
+        db.execute(
+            "INSERT INTO events (at, what, data) VALUES (?, 'drained', ?)",
+            (time.time(), json.dumps({"why": why})),
+        )
+        db.execute("COMMIT")
 
 
 def _wait_for_older(db: sqlite3.Connection, state: StateDir, version: int) -> None:
