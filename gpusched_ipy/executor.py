@@ -275,8 +275,8 @@ class _Calls:
                 if job.ended:
                     del self._flying[job_id]
             refused = self._refill()
-        for flight, job in flights:
-            self._tell(flight, job)
+        while flights:  # not one of them is kept here once its result is out
+            self._tell(*flights.pop(0))
         for flight, error in refused:
             if flight.future.set_running_or_notify_cancel():
                 flight.future.set_exception(error)
@@ -300,12 +300,12 @@ class _Calls:
             return
         if job.state is JobState.CANCELLED and not future.running():
             future.cancel_here()
-        if future.running() or future.set_running_or_notify_cancel():
-            self._settle(future, job)
+        wanted = future.running() or future.set_running_or_notify_cancel()
+        outcome = outcome_of(self._queue, job) if wanted else None
+        # Before the result is out: whoever gets it may expect that nobody else refers to it.
         drop_call(self._queue.state, flight.uid)
-
-    def _settle(self, future: GpuFuture[Any], job: Job) -> None:
-        outcome = outcome_of(self._queue, job)
+        if outcome is None:
+            return
         if outcome.error is None:
             future.set_result(outcome.value)
         else:

@@ -5,6 +5,7 @@ A round of the scheduler costs what has changed, not what is queued.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -39,6 +40,11 @@ class OpenJobs:
         self._since: dict[tuple[int, int], float] = {}
         self.jobs: dict[int, Job] = {}
         self.line = Line()  # the pending ones, sorted
+        # Parts of ``jobs``, kept so that a round need not go through all that wait.
+        self._active: dict[int, Job] = {}
+        self._bound: dict[int, Job] = {}  # pending, and only one member can run them
+        self._unheld: set[int] = set()  # pending and not held
+        self._needed: Counter[int] = Counter()  # what pending ones come after
 
     def refresh(self) -> None:
         """Read what has changed since the last time."""
@@ -49,6 +55,7 @@ class OpenJobs:
     def put(self, job: Job) -> None:
         """Take over how a job stands now."""
         before = self.jobs.pop(job.id, None)
+        self._sort_in(before, job)
         if job.state is JobState.PENDING:
             self.line.put(job)
         else:
@@ -64,10 +71,31 @@ class OpenJobs:
         if job.state in ACTIVE:
             self._since.setdefault((job.id, job.epoch), self._clock.now().mono)
 
+    def _sort_in(self, before: Job | None, job: Job) -> None:
+        if before is not None:
+            for part in (self._active, self._bound):
+                part.pop(job.id, None)
+            self._unheld.discard(job.id)
+            if before.state is JobState.PENDING:
+                self._needed.subtract(_after(before))
+        if job.state in ACTIVE:
+            self._active[job.id] = job
+        elif job.state is JobState.PENDING:
+            self._needed.update(_after(job))
+            if not job.held:
+                self._unheld.add(job.id)
+            if job.kind in BOUND_KINDS:
+                self._bound[job.id] = job
+
     def take_ended(self) -> list[Job]:
         """The jobs that have ended since this was last asked."""
         ended, self._just_ended = self._just_ended, []
         return ended
+
+    @property
+    def any_waits(self) -> bool:
+        """Whether a job waits that is not held."""
+        return bool(self._unheld)
 
     @property
     def pending(self) -> list[Job]:
@@ -75,9 +103,14 @@ class OpenJobs:
         return [job for job in self.jobs.values() if job.state is JobState.PENDING]
 
     @property
+    def depend_on_members(self) -> list[Job]:
+        """The jobs whose fate hangs on a member's life: active ones, and pending cells."""
+        return [*self._active.values(), *self._bound.values()]
+
+    @property
     def active(self) -> list[Job]:
         """The jobs that have been claimed or run."""
-        return [job for job in self.jobs.values() if job.state in ACTIVE]
+        return [self._active[job_id] for job_id in sorted(self._active)]
 
     def allocations(self) -> list[Allocation]:
         """Who has which GPU, who just had one, and when each notebook last had one."""
@@ -92,9 +125,8 @@ class OpenJobs:
 
     def states_of_dependencies(self) -> Mapping[int, JobState]:
         """The states of all jobs that pending ones come after."""
-        wanted = {
-            other for job in self.pending for other in (*job.request.after, *job.request.after_any)
-        }
+        wanted = {other for other, count in self._needed.items() if count > 0}
+        self._needed = Counter({other: self._needed[other] for other in wanted})
         unknown = wanted - self._outcomes.keys() - self.jobs.keys()
         if unknown:
             self._outcomes |= self._store.states(unknown)
@@ -154,3 +186,7 @@ class OpenJobs:
         self._since.pop((job.id, job.epoch), None)
         if job.attempt is not None:
             self._leaders.pop(job.attempt, None)
+
+
+def _after(job: Job) -> tuple[int, ...]:
+    return (*job.request.after, *job.request.after_any)

@@ -23,7 +23,6 @@ from gpusched_ipy.bell import Bell
 from gpusched_ipy.config import Clock, Settings, SystemClock
 from gpusched_ipy.errors import GpuSchedError, StateDirError
 from gpusched_ipy.job import (
-    ACTIVE,
     BOUND_KINDS,
     Job,
     JobKind,
@@ -203,7 +202,7 @@ class Scheduler:
             starts = [start for start in decision.starts if self._ready(start.job_id)]
             reasons = self._news(decision.reasons)
             never = [(job, why) for job, why in decision.never.items() if self._mine(job)]
-            if starts or reasons or never or orphans(self.store, self._open.jobs.values()):
+            if starts or reasons or never or orphans(self.store, self._open.depend_on_members):
                 claims = self._write(starts)
             self._watch(snapshot)
         for claim in claims:
@@ -226,7 +225,7 @@ class Scheduler:
 
     def _write_into(self, claims: list[Claim], ready: set[int]) -> None:
         with self.store.writing():
-            reap(self.store, self._open.jobs.values())
+            reap(self.store, self._open.depend_on_members)
             self._open.refresh()
             decision = self._decide(self._look())
             for job_id, why in decision.never.items():
@@ -242,7 +241,7 @@ class Scheduler:
                         refused[start.job_id] = outcome
             news = self._news({**decision.reasons, **refused})
             self.store.set_reasons(news)
-            forget_dead_members(self.store, self._open.jobs.values())
+            forget_dead_members(self.store, self._open.depend_on_members)
             self._open.refresh()
         self._told |= news
 
@@ -397,7 +396,7 @@ class Scheduler:
     def _look(self) -> Snapshot | None:
         """The newest reading; readings are taken while something waits or a job of ours runs."""
         interval_s = self._settings.sample_interval_s
-        if any(not job.held for job in self._open.pending):
+        if self._open.any_waits:
             self.monitor.want(self._name, interval_s, Detail.PROCESSES)
         elif any(self._mine(job.id) for job in self._open.active):
             self.monitor.want(self._name, interval_s, Detail.LOAD)
@@ -432,7 +431,7 @@ class Scheduler:
     def _attributed(self, snapshot: Snapshot) -> Snapshot:
         return attribute(
             snapshot,
-            self._open.jobs.values(),
+            self._open.active,
             leaders=self._open.leaders(),
             members=self.store.member_pids(),
         )
@@ -447,7 +446,7 @@ class Scheduler:
         }
 
     def _pass_on_cancels(self) -> None:
-        for job in self._open.jobs.values():
+        for job in self._open.active:
             wish = (job.id, job.epoch)
             wanted = job.cancel_requested or self._overdue(job)
             if wanted and job.member == self.key and wish not in self._cancelling:
@@ -463,10 +462,10 @@ class Scheduler:
 
     def _watch(self, snapshot: Snapshot | None) -> None:
         """Be woken by the end of whatever others wait for: members with jobs, strangers on GPUs."""
-        active = [job for job in self._open.jobs.values() if job.state in ACTIVE]
+        active = self._open.active
         pids = {alive_pid(self.store.state, job.member) for job in active if job.member}
         pids |= set(self._open.leaders())
-        if snapshot is not None and self._open.pending and snapshot.backend != "fake":
+        if snapshot is not None and self._open.any_waits and snapshot.backend != "fake":
             pids |= set(_visible_pids(snapshot.gpus))
         self._exits.watch(pid for pid in pids if pid and pid != os.getpid())
 

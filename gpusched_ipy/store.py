@@ -58,14 +58,7 @@ class Store(Archive, Roster):
             known = self._one("SELECT * FROM jobs WHERE uid = ?", (spec.uid,))
             if known is not None:
                 return known
-            queued = self._db.execute(
-                f"SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state IN {OPEN_STATES} LIMIT ?)",
-                (MAX_QUEUED,),
-            ).fetchone()[0]
-            if queued >= MAX_QUEUED:
-                raise UserError(
-                    f"the queue holds {queued} jobs, the most it takes; cancel some first"
-                )
+            self._check_queue_has_room()
             row = to_row(job, boot_id()) | {"rev": 0}
             names = ", ".join(row)
             marks = ", ".join(f":{name}" for name in row)
@@ -73,6 +66,25 @@ class Store(Archive, Roster):
             job = replace(job, id=int(job_id or 0))
             self._touch(job, "submitted", {"held": spec.held, "priority": spec.priority})
         return job
+
+    def _check_queue_has_room(self) -> None:
+        """Refuse a job beyond the cap; counted only where there could be so many."""
+        first = self._first(
+            "SELECT id FROM jobs INDEXED BY jobs_open"
+            f" WHERE state IN {OPEN_STATES} ORDER BY id LIMIT 1"
+        )
+        last = self._first("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'")
+        if first is None or last is None or last["seq"] - first["id"] + 1 < MAX_QUEUED:
+            return
+        counted = self._first(
+            "SELECT count(*) AS jobs FROM"
+            f" (SELECT 1 FROM jobs WHERE state IN {OPEN_STATES} LIMIT ?)",
+            (MAX_QUEUED,),
+        )
+        if counted is not None and counted["jobs"] >= MAX_QUEUED:
+            raise UserError(
+                f"the queue holds {counted['jobs']} jobs, the most it takes; cancel some first"
+            )
 
     def claim(
         self, job: Job, gpus: tuple[str, ...], *, member: str, mem_bytes: int | None = None

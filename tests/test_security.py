@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -224,7 +225,10 @@ def test_no_process_of_ours_listens(queue: Queue, tmp_path: Path) -> None:
 
 def _listeners(pid: int) -> list[str]:
     """Sockets of a process that accept connections (proc(5), net/unix and net/tcp)."""
-    links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+    links: list[str] = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since it was listed
+            links.append(os.readlink(entry))
     inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
     found: list[str] = []
     for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]:

@@ -1,0 +1,300 @@
+"""One chaos run: start the members, let the nemesis at them, let the queue drain, check."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from gpusched_ipy import summon
+from gpusched_ipy.config import Settings
+from gpusched_ipy.job import Job
+from gpusched_ipy.process import become_subreaper
+from gpusched_ipy.statedir import StateDir, open_state_dir
+from gpusched_ipy.store import Store
+from tests.chaos import check, failpoints, launch, members
+from tests.chaos.ledger import Ledger
+from tests.chaos.nemesis import Nemesis
+from tests.chaos.tree import Process, processes, send
+
+# The members of a run, in turn: what they are, and in which box.
+_CAST = (
+    ("submitter", 0), ("kernel", 0), ("kernel", 1), ("commander", 0), ("submitter", 1),
+    ("kernel", 0), ("commander", 1), ("kernel", 1),
+)  # fmt: skip
+_SWEEP_RATE = 3.0  # enough to replace those who never come by their failpoint
+_LOOK_EVERY = 25  # actions between two looks at the leases
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run is to do.
+
+    Attributes:
+        rate: bad things a second.
+        failpoints: share of the processes that is to die at a failpoint, after the sweep.
+        sweep_s: the longest that every failpoint is waited for first; 0: not at all.
+        patience_s: with no nemesis and no change for so long, the queue is stuck.
+    """
+
+    kills: int
+    seed: int
+    members: int = 6
+    gpus: int = 3
+    rate: float = 12.0
+    failpoints: float = 0.2
+    sweep_s: float = 60.0
+    mutant: str | None = None
+    patience_s: float = 20.0
+
+
+class Run:
+    """A run in a folder of its own. The process that makes it must have one thread only."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.boxes = [folder / "box0", folder / "box1"]
+        self._dice = random.Random(plan.seed)
+        self._living: dict[int, str] = {}
+        self._members: dict[int, tuple[str, int]] = {}
+        self._wrong: list[str] = []
+        self._raged_s = 0.0
+        self._prepare()
+        self.ledger = Ledger(folder)
+        self.nemesis = Nemesis(self._dice, self._look)
+
+    def go(self) -> dict[str, Any]:
+        """Do it all, and give the report; every process of the run is gone afterwards."""
+        began = time.monotonic()
+        become_subreaper()
+        summon.python_argv = launch.argv_of
+        try:
+            for kind, box in islice(cycle(_CAST), self.plan.members):
+                self._fork(kind, box)
+            self._sweep()
+            self._rage()
+            self._raged_s = time.monotonic() - began
+            (self.folder / "drain").touch()
+            os.environ["CHAOS_FAILPOINTS"] = "0"
+            if not self._failed:
+                self._drain()
+                self._dismiss()
+        finally:
+            self._end_all()
+        return self._report(time.monotonic() - began)
+
+    # -- the run
+
+    def _prepare(self) -> None:
+        cards = [
+            {"uuid": f"GPU-fake-{n}", "memory_total": "40GiB", "memory_used": 0, "utilization": 0,
+             "processes": []}
+            for n in range(self.plan.gpus)
+        ]  # fmt: skip
+        # The first card is that of the first box alone; the boxes share all others.
+        for box, seen in zip(self.boxes, (cards, cards[1:]), strict=True):
+            box.with_suffix(".json").write_text(json.dumps({"gpus": seen}))
+        for name in ("locks", "died"):
+            (self.folder / name).mkdir(mode=0o700)
+        for name in ("ledger", "witness", "members.log"):
+            (self.folder / name).touch()
+        for name in [name for name in os.environ if name.startswith("GPUSCHED_")]:
+            del os.environ[name]
+        os.environ |= {
+            "CHAOS_FOLDER": str(self.folder),
+            "CHAOS_MUTANT": self.plan.mutant or "",
+            "GPUSCHED_LOCK_DIR": str(self.folder / "locks"),
+            "GPUSCHED_SAMPLE_INTERVAL_S": "0.1",
+            "GPUSCHED_QUIET_S": "0.1",
+            "GPUSCHED_ORDER": "fair",
+            "XDG_CONFIG_HOME": str(self.folder / "config"),
+        }
+        for box in self.boxes:
+            members.see_gpus(str(box))
+            Store(open_state_dir(Settings.load({"state_dir": str(box)}))).close()
+
+    def _sweep(self) -> None:
+        """Every process is to die at a failpoint, until somebody has died at each."""
+        os.environ["CHAOS_FAILPOINTS"] = "1"
+        limit = time.monotonic() + self.plan.sweep_s
+        self._harass(
+            _SWEEP_RATE,
+            lambda: time.monotonic() >= limit or not failpoints.never_reached(self.folder),
+        )
+        os.environ["CHAOS_FAILPOINTS"] = str(self.plan.failpoints)
+
+    def _rage(self) -> None:
+        self._harass(self.plan.rate, lambda: self.nemesis.kills >= self.plan.kills)
+        self.nemesis.wake_due(everybody=True)
+
+    def _harass(self, rate: float, enough: Callable[[], bool]) -> None:
+        actions = 0
+        while not enough() and not self._failed:
+            time.sleep(min(1.0, self._dice.expovariate(rate)))
+            self._bury_and_replace()
+            self.nemesis.act()
+            actions += 1
+            if actions % _LOOK_EVERY == 0:
+                self._look_at_leases()
+                self.ledger.read()
+
+    def _drain(self) -> None:
+        """With nobody killed any more, every job must come to its end by itself."""
+        seen: object = None
+        since = time.monotonic()
+        while True:
+            self._bury_and_replace()
+            opened = [self._open_jobs(box) for box in self.boxes]
+            if not any(opened):
+                return
+            if opened != seen:
+                seen, since = opened, time.monotonic()
+            if time.monotonic() - since > self.plan.patience_s:
+                self._wrong.append(f"I10 nothing moves any more: {_shortly(opened)}")
+                return
+            time.sleep(0.1)
+
+    def _open_jobs(self, box: Path) -> list[str]:
+        """How the open jobs stand; sees to it that an agent lives, as the next submit would."""
+        store = Store(StateDir(box))
+        for job in store.jobs():
+            if job.held:  # its submitter was killed before it could release it
+                store.set_held(job.id, False)
+        found = [
+            f"{job.id} {job.state} {job.epoch} {job.reason.text if job.reason else ''}"
+            for job in store.jobs()
+        ]
+        store.close()
+        if found:
+            members.see_gpus(str(box))
+            summon.ensure_agent(StateDir(box))
+        return found
+
+    def _dismiss(self) -> None:
+        """Everybody leaves by himself; what then still lives is a stray."""
+        for process in self._look():
+            if process.kind in (*members.MEMBERS, "agent"):
+                send(process, signal.SIGTERM)
+        deadline = time.monotonic() + self.plan.patience_s
+        while (left := self._look()) and time.monotonic() < deadline:
+            self._bury()
+            time.sleep(0.05)
+        self._wrong += [f"I5 process left: {process}" for process in left]
+
+    # -- processes
+
+    def _look(self) -> list[Process]:
+        kinds = {pid: kind for pid, (kind, _) in self._members.items()}
+        return processes(os.getpid(), kinds)
+
+    def _fork(self, kind: str, box: int) -> None:
+        self._members[members.fork(kind, str(self.boxes[box]))] = (kind, box)
+
+    def _bury(self) -> list[tuple[str, int]]:
+        """Collect the dead; the members among them are given back."""
+        gone: list[tuple[str, int]] = []
+        while True:
+            try:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return gone
+            if pid == 0:
+                return gone
+            if pid in self._members:
+                gone.append(self._members.pop(pid))
+
+    def _bury_and_replace(self) -> None:
+        self.nemesis.wake_due()
+        for kind, box in self._bury():
+            if kind != "submitter" or not (self.folder / "drain").exists():
+                self._fork(kind, box)
+
+    def _end_all(self) -> None:
+        """Whatever happened, nothing of this run goes on."""
+        while alive := self._look():
+            for process in alive:
+                send(process, signal.SIGKILL)
+            time.sleep(0.02)
+            self._bury()
+        self._bury()
+
+    # -- what came out
+
+    @property
+    def _failed(self) -> bool:
+        return bool(self._wrong or self.ledger.violations)
+
+    def _look_at_leases(self) -> None:
+        for box in self.boxes:
+            self._wrong += check.leases_match(StateDir(box))
+
+    def _report(self, seconds: float) -> dict[str, Any]:
+        self.ledger.read()
+        jobs: list[Job] = []
+        lost: list[str] = []
+        if not self._failed:
+            for box in self.boxes:
+                wrong, found = check.drained_box(box, self.ledger)
+                self._wrong += wrong
+                jobs += found
+            self._wrong += check.held_gpus(self.folder / "locks", self.plan.gpus)
+            lost = check.lost(self.ledger, jobs)
+        ledger = self.ledger
+        return {
+            "plan": asdict(self.plan),
+            "seconds": round(seconds, 1),
+            "drain_seconds": round(seconds - self._raged_s, 1),
+            "kills": self.nemesis.kills,
+            "killed": dict(self.nemesis.killed),
+            "stops": self.nemesis.stopped,
+            "failpoint_deaths": ledger.died.total(),
+            "failpoints_never_reached": failpoints.never_reached(self.folder),
+            "failpoints": dict(sorted(ledger.died.items())),
+            "jobs": len(jobs),
+            "acknowledged": len(ledger.acknowledged),
+            "outcomes": check.outcomes(jobs),
+            "given_up": sum("its shim ended" in (job.error or "") for job in jobs),
+            "starts": ledger.starts.total(),
+            "claims": sum(job.epoch for job in jobs),
+            "gpus_given_twice": len(ledger.overlaps),
+            "acknowledged_lost": len(lost),
+            "started_twice": len(ledger.repeated),
+            "violations": [*ledger.violations, *self._wrong, *(f"I2 lost: {uid}" for uid in lost)],
+        }
+
+
+def _shortly(boxes: list[list[str]]) -> str:
+    return "; ".join(f"{len(jobs)} open, first {jobs[:4]}" for jobs in boxes)
+
+
+def report_text(report: dict[str, Any], say: Callable[[str], None]) -> None:
+    """The report for people: the figures first, then at most 20 violations."""
+    for name in (
+        *(
+            "seconds",
+            "drain_seconds",
+            "kills",
+            "failpoint_deaths",
+            "stops",
+            "jobs",
+            "acknowledged",
+            "starts",
+        ),
+        *("gpus_given_twice", "acknowledged_lost", "started_twice"),
+    ):
+        say(f"{name.replace('_', ' '):>20}: {report[name]}")
+    missed = report["failpoints_never_reached"]
+    say(f"{'failpoints missed':>20}: {len(missed)} {', '.join(missed[:6])}")
+    kinds: Counter[str] = Counter(text.split(":")[0] for text in report["violations"])
+    say(f"{'violations':>20}: {len(report['violations'])} {dict(kinds) if kinds else ''}")
+    for text in report["violations"][:20]:
+        say(f"  {text}")
