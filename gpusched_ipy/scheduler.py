@@ -17,40 +17,30 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gpusched_ipy import environment, policy
-from gpusched_ipy.attribution import attribute
-from gpusched_ipy.backends import Detail
 from gpusched_ipy.bell import Bell
 from gpusched_ipy.config import Clock, Settings, SystemClock
 from gpusched_ipy.errors import GpuSchedError, StateDirError
 from gpusched_ipy.job import (
-    BOUND_KINDS,
     Job,
     JobKind,
     JobState,
-    Member,
     WaitCode,
     WaitReason,
 )
 from gpusched_ipy.locks import GpuLocks, Membership, alive_pid
 from gpusched_ipy.monitor import Monitor
-from gpusched_ipy.offers import Offers
-from gpusched_ipy.openjobs import OpenJobs
+from gpusched_ipy.outlook import Outlook
 from gpusched_ipy.process import ExitWatch
 from gpusched_ipy.reap import forget_dead_members, orphans, reap
 from gpusched_ipy.snapshot import Gpu, Snapshot
 from gpusched_ipy.statedir import shared_locks
 from gpusched_ipy.store import Store
 from gpusched_ipy.turns import Turns
-from gpusched_ipy.usage import UsageTracker
 
 _log = logging.getLogger(__name__)
 
-# How long the reading under the lock may take: a driver that hangs must not hold up other members.
-CONFIRM_S = 1.0
 # Seconds between two looks at a queue in which nothing is open.
 REST_S = 30.0
-# What keeps a job waiting that other users should know of.
-_FOR_A_GPU = frozenset({WaitCode.GPU_BUSY, WaitCode.GPU_ALLOCATED, WaitCode.QUIET, WaitCode.MEMORY})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,14 +105,11 @@ class Scheduler:
             # So long another user's member may need until it finds the GPU idle and starts.
             patience_s=settings.quiet_s + 3 * settings.sample_interval_s,
         )
-        self._open = OpenJobs(
-            store, self._clock, keep_s=settings.quiet_s + settings.sample_interval_s
+        self._outlook = Outlook(
+            store, monitor, membership.key, self._runners.keys(), settings, self._clock
         )
+        self._open = self._outlook.open
         self._mutex = threading.RLock()
-        self._offers = Offers()
-        self._usage = UsageTracker()
-        self._once: Snapshot | None = None
-        self._told: dict[int, WaitReason] = {}
         self._cancelling: set[tuple[int, int]] = set()
         self._exits = ExitWatch()
         self._thread: threading.Thread | None = None
@@ -152,7 +139,7 @@ class Scheduler:
             self._bell.close()
             self._bell = None
         self._unlisten()
-        self.monitor.unwant(self._name)
+        self._outlook.leave()
         self._turns.close()
         self._exits.close()
 
@@ -191,24 +178,24 @@ class Scheduler:
         with self._mutex:
             self._open.refresh()
             if not self._open.jobs:
-                self._record_usage()
+                self._outlook.record_usage()
                 self._rest()
                 return
             self._pass_on_cancels()
-            snapshot = self._look()
-            decision = self._decide(snapshot)
-            self._offers.made(self._others(decision), self._clock.now().mono)
-            self._turns.announce(self._in_line(decision))
+            snapshot = self._outlook.look()
+            decision = self._outlook.decide(snapshot)
+            self._outlook.offer(decision)
+            self._turns.announce(self._outlook.in_line(decision))
             starts = [start for start in decision.starts if self._ready(start.job_id)]
-            reasons = self._news(decision.reasons)
-            never = [(job, why) for job, why in decision.never.items() if self._mine(job)]
+            reasons = self._outlook.news(decision.reasons)
+            never = [(job, why) for job, why in decision.never.items() if self._outlook.mine(job)]
             if starts or reasons or never or orphans(self.store, self._open.depend_on_members):
                 claims = self._write(starts)
             self._watch(snapshot)
         for claim in claims:
             self._dispatch(claim)
         with self._mutex:
-            self._record_usage()
+            self._outlook.record_usage()
 
     def _write(self, wanted: Sequence[policy.Start]) -> list[Claim]:
         """Reap, decide anew on what is true now, claim and note the reasons, all in one write."""
@@ -227,9 +214,9 @@ class Scheduler:
         with self.store.writing():
             reap(self.store, self._open.depend_on_members)
             self._open.refresh()
-            decision = self._decide(self._look())
+            decision = self._outlook.decide(self._outlook.look())
             for job_id, why in decision.never.items():
-                if self._mine(job_id):
+                if self._outlook.mine(job_id):
                     self.store.end_pending(self._open.jobs[job_id], JobState.CANCELLED, why.text)
             refused: dict[int, WaitReason] = {}
             for start in decision.starts:
@@ -239,11 +226,11 @@ class Scheduler:
                         claims.append(outcome)
                     else:
                         refused[start.job_id] = outcome
-            news = self._news({**decision.reasons, **refused})
+            news = self._outlook.news({**decision.reasons, **refused})
             self.store.set_reasons(news)
             forget_dead_members(self.store, self._open.depend_on_members)
             self._open.refresh()
-        self._told |= news
+        self._outlook.told(news)
 
     def _claim(self, start: policy.Start) -> Claim | WaitReason:
         """Take the GPUs' locks, read the GPUs again, and only then make the job ours."""
@@ -259,9 +246,8 @@ class Scheduler:
             text = "another job, or a process left by one, still holds its GPU"
             return WaitReason(code=WaitCode.GPU_ALLOCATED, text=text)
         try:
-            fresh = self._inventory() or self.monitor.read_now(CONFIRM_S)
-            snapshot = self._attributed(fresh)
-            why = self._confirm(start, snapshot)
+            snapshot = self._outlook.read_now()
+            why = self._outlook.confirm(start, snapshot)
             if why is not None:
                 self._gpu_locks.close(fds)
                 return why
@@ -342,108 +328,11 @@ class Scheduler:
 
     # -- inside
 
-    @property
-    def _name(self) -> str:
-        return f"scheduler {self.key}"
-
-    def _mine(self, job_id: int) -> bool:
-        job = self._open.jobs.get(job_id)
-        return job is not None and self._responsible(job)
-
-    def _responsible(self, job: Job) -> bool:
-        """Whether starting and watching the job is this member's business."""
-        return job.kind in self._runners and (
-            job.kind not in BOUND_KINDS or job.spec.home == self.key
-        )
-
     def _ready(self, job_id: int) -> bool:
-        if not self._mine(job_id):
+        if not self._outlook.mine(job_id):
             return False
         job = self._open.jobs[job_id]
         return self._runners[job.kind].ready(job)
-
-    def _decide(self, snapshot: Snapshot | None) -> policy.Decision:
-        return policy.decide(
-            self._open.line,
-            snapshot,
-            self._open.allocations(),
-            self._settings,
-            self._clock.now(),
-            members=self._members(),
-            ended=self._open.states_of_dependencies(),
-            drained=self.store.drained is not None,
-        )
-
-    def _confirm(self, start: policy.Start, snapshot: Snapshot) -> WaitReason | None:
-        return policy.confirm(
-            self._open.jobs[start.job_id],
-            start.gpus,
-            snapshot,
-            self._open.allocations(),
-            self._settings,
-            self._clock.now(),
-            members=self._members(),
-        )
-
-    def _members(self) -> Mapping[str, Member]:
-        return self._offers.as_they_react(self.store.members(), self._clock.now().mono)
-
-    def _others(self, decision: policy.Decision) -> list[Job]:
-        """The jobs that could start now and are other members' to start."""
-        starts = (start.job_id for start in decision.starts)
-        return [self._open.jobs[job_id] for job_id in starts if not self._mine(job_id)]
-
-    def _look(self) -> Snapshot | None:
-        """The newest reading; readings are taken while something waits or a job of ours runs."""
-        interval_s = self._settings.sample_interval_s
-        if self._open.any_waits:
-            self.monitor.want(self._name, interval_s, Detail.PROCESSES)
-        elif any(self._mine(job.id) for job in self._open.active):
-            self.monitor.want(self._name, interval_s, Detail.LOAD)
-        else:
-            self.monitor.unwant(self._name)
-        self.monitor.set_allocated(self._open.pids_by_gpu())
-        newest = self.monitor.latest(Detail.LOAD)
-        if newest is not None:
-            self._usage.observe(self._attributed(newest), self._open.allocations())
-        latest = self._inventory() or self.monitor.latest(Detail.PROCESSES)
-        return None if latest is None else self._attributed(latest)
-
-    def _inventory(self) -> Snapshot | None:
-        """Where sampling is off: the one reading that tells which GPUs there are."""
-        if self._settings.sampling:
-            return None
-        if self._once is None or self._once.problem is not None:
-            self._once = self.monitor.read_now(CONFIRM_S)
-        return self._once
-
-    def _record_usage(self) -> None:
-        for job in self._open.take_ended():
-            used = self._usage.take(job.id)
-            if used is not None and self._responsible(job):
-                self.store.set_usage(
-                    job,
-                    peak_mem_bytes=used.peak_mem_bytes,
-                    mean_utilization=used.mean_utilization,
-                    energy_j=used.energy_j,
-                )
-
-    def _attributed(self, snapshot: Snapshot) -> Snapshot:
-        return attribute(
-            snapshot,
-            self._open.active,
-            leaders=self._open.leaders(),
-            members=self.store.member_pids(),
-        )
-
-    def _news(self, reasons: Mapping[int, WaitReason]) -> dict[int, WaitReason]:
-        """The reasons of our own jobs that are not yet recorded as they are now."""
-        self._told = {job: why for job, why in self._told.items() if job in self._open.jobs}
-        return {
-            job: why
-            for job, why in reasons.items()
-            if self._mine(job) and self._told.get(job) != why
-        }
 
     def _pass_on_cancels(self) -> None:
         for job in self._open.active:
@@ -469,18 +358,10 @@ class Scheduler:
             pids |= set(_visible_pids(snapshot.gpus))
         self._exits.watch(pid for pid in pids if pid and pid != os.getpid())
 
-    def _in_line(self, decision: policy.Decision) -> list[Job]:
-        """Those of our own jobs that a GPU alone keeps from starting."""
-        waiting = [job for job, why in decision.reasons.items() if why.code in _FOR_A_GPU]
-        waiting += [start.job_id for start in decision.starts]
-        return [self._open.jobs[job] for job in waiting if self._mine(job)]
-
     def _rest(self) -> None:
         self._turns.close()
-        self.monitor.unwant(self._name)
-        self.monitor.set_allocated({})
+        self._outlook.rest()
         self._exits.watch(())
-        self._told.clear()
         self._cancelling.clear()
 
 

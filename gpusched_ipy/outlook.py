@@ -1,0 +1,186 @@
+"""All that one member knows when it decides: the open jobs, the newest reading, who reacts.
+
+It puts the question to the pure policy and gives its answer; it claims and starts nothing, and
+writes nothing but what ended jobs have drawn of their GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+from gpusched_ipy import policy
+from gpusched_ipy.attribution import attribute
+from gpusched_ipy.backends import Detail
+from gpusched_ipy.config import Clock, Settings
+from gpusched_ipy.job import BOUND_KINDS, Job, JobKind, Member, WaitCode, WaitReason
+from gpusched_ipy.offers import Offers
+from gpusched_ipy.openjobs import OpenJobs
+from gpusched_ipy.usage import UsageTracker
+
+if TYPE_CHECKING:
+    from gpusched_ipy.monitor import Monitor
+    from gpusched_ipy.snapshot import Snapshot
+    from gpusched_ipy.store import Store
+
+# How long the reading under the lock may take: a driver that hangs must not hold up other members.
+CONFIRM_S = 1.0
+# What keeps a job waiting that other users should know of.
+_FOR_A_GPU = frozenset({WaitCode.GPU_BUSY, WaitCode.GPU_ALLOCATED, WaitCode.QUIET, WaitCode.MEMORY})
+
+
+class Outlook:
+    """What the member ``key`` sees. Not safe from several threads at once: the caller locks.
+
+    Args:
+        key: the member; cells and allocations of others are not its business.
+        kinds: the kinds of job that it can start.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        monitor: Monitor,
+        key: str,
+        kinds: Collection[JobKind],
+        settings: Settings,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._monitor = monitor
+        self._key = key
+        self._kinds = kinds
+        self._settings = settings
+        self._clock = clock
+        self.open = OpenJobs(store, clock, keep_s=settings.quiet_s + settings.sample_interval_s)
+        self._offers = Offers()
+        self._usage = UsageTracker()
+        self._once: Snapshot | None = None
+        self._told: dict[int, WaitReason] = {}
+
+    def mine(self, job_id: int) -> bool:
+        """Whether that job is open, and starting and watching it is this member's business."""
+        job = self.open.jobs.get(job_id)
+        return job is not None and self.responsible(job)
+
+    def responsible(self, job: Job) -> bool:
+        """Whether starting and watching the job is this member's business."""
+        return job.kind in self._kinds and (
+            job.kind not in BOUND_KINDS or job.spec.home == self._key
+        )
+
+    def look(self) -> Snapshot | None:
+        """The newest reading; readings are taken while something waits or a job of ours runs."""
+        interval_s = self._settings.sample_interval_s
+        if self.open.any_waits:
+            self._monitor.want(self._name, interval_s, Detail.PROCESSES)
+        elif any(self.mine(job.id) for job in self.open.active):
+            self._monitor.want(self._name, interval_s, Detail.LOAD)
+        else:
+            self._monitor.unwant(self._name)
+        self._monitor.set_allocated(self.open.pids_by_gpu())
+        newest = self._monitor.latest(Detail.LOAD)
+        if newest is not None:
+            self._usage.observe(self.attributed(newest), self.open.allocations())
+        latest = self._inventory() or self._monitor.latest(Detail.PROCESSES)
+        return None if latest is None else self.attributed(latest)
+
+    def read_now(self) -> Snapshot:
+        """A reading that begins now, for a start that is about to be made."""
+        return self.attributed(self._inventory() or self._monitor.read_now(CONFIRM_S))
+
+    def attributed(self, snapshot: Snapshot) -> Snapshot:
+        """``snapshot`` with the job and the member of each process filled in."""
+        return attribute(
+            snapshot,
+            self.open.active,
+            leaders=self.open.leaders(),
+            members=self._store.member_pids(),
+        )
+
+    def rest(self) -> None:
+        """Nothing is open: no reading is wanted, nothing has been told."""
+        self._monitor.unwant(self._name)
+        self._monitor.set_allocated({})
+        self._told.clear()
+
+    def leave(self) -> None:
+        """Want no more readings."""
+        self._monitor.unwant(self._name)
+
+    def decide(self, snapshot: Snapshot | None) -> policy.Decision:
+        """What to do now, as far as this member knows."""
+        return policy.decide(
+            self.open.line,
+            snapshot,
+            self.open.allocations(),
+            self._settings,
+            self._clock.now(),
+            members=self._members(),
+            ended=self.open.states_of_dependencies(),
+            drained=self._store.drained is not None,
+        )
+
+    def confirm(self, start: policy.Start, snapshot: Snapshot) -> WaitReason | None:
+        """Whether that start still stands on this reading; None when it does."""
+        return policy.confirm(
+            self.open.jobs[start.job_id],
+            start.gpus,
+            snapshot,
+            self.open.allocations(),
+            self._settings,
+            self._clock.now(),
+            members=self._members(),
+        )
+
+    def offer(self, decision: policy.Decision) -> None:
+        """Remember which starts are other members' to make, and since when."""
+        starts = (start.job_id for start in decision.starts)
+        others = [self.open.jobs[job_id] for job_id in starts if not self.mine(job_id)]
+        self._offers.made(others, self._clock.now().mono)
+
+    def in_line(self, decision: policy.Decision) -> list[Job]:
+        """Those of this member's jobs that a GPU alone keeps from starting."""
+        waiting = [job for job, why in decision.reasons.items() if why.code in _FOR_A_GPU]
+        waiting += [start.job_id for start in decision.starts]
+        return [self.open.jobs[job] for job in waiting if self.mine(job)]
+
+    def news(self, reasons: Mapping[int, WaitReason]) -> dict[int, WaitReason]:
+        """The reasons of this member's jobs that are not yet recorded as they are now."""
+        self._told = {job: why for job, why in self._told.items() if job in self.open.jobs}
+        return {
+            job: why
+            for job, why in reasons.items()
+            if self.mine(job) and self._told.get(job) != why
+        }
+
+    def told(self, news: Mapping[int, WaitReason]) -> None:
+        """These reasons have been recorded."""
+        self._told |= news
+
+    def record_usage(self) -> None:
+        """Write down what the jobs that have ended meanwhile had drawn of their GPUs."""
+        for job in self.open.take_ended():
+            used = self._usage.take(job.id)
+            if used is not None and self.responsible(job):
+                self._store.set_usage(
+                    job,
+                    peak_mem_bytes=used.peak_mem_bytes,
+                    mean_utilization=used.mean_utilization,
+                    energy_j=used.energy_j,
+                )
+
+    @property
+    def _name(self) -> str:
+        return f"scheduler {self._key}"
+
+    def _members(self) -> Mapping[str, Member]:
+        return self._offers.as_they_react(self._store.members(), self._clock.now().mono)
+
+    def _inventory(self) -> Snapshot | None:
+        """Where sampling is off: the one reading that tells which GPUs there are."""
+        if self._settings.sampling:
+            return None
+        if self._once is None or self._once.problem is not None:
+            self._once = self._monitor.read_now(CONFIRM_S)
+        return self._once
