@@ -70,6 +70,7 @@ def fork(kind: str, box: str) -> int:
         return pid
     status = 1
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # that of the controller means something else
         _die_with_the_controller()
         os.setsid()
         log = os.open(f"{os.environ['CHAOS_FOLDER']}/members.log", os.O_WRONLY | os.O_APPEND)

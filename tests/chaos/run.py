@@ -1,4 +1,8 @@
-"""One chaos run: start the members, let the nemesis at them, let the queue drain, check."""
+"""One chaos run: start the members, let the nemesis at them, let the queue drain, check.
+
+A long run does so in rounds, on the same records: what has been reached by then is checked in full
+after each, and counts even where the run ends early.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +36,7 @@ _CAST = (
 )  # fmt: skip
 _SWEEP_RATE = 3.0  # enough to replace those who never come by their failpoint
 _LOOK_EVERY = 25  # actions between two looks at the leases
+_SAY_EVERY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +48,7 @@ class Plan:
         failpoints: share of the processes that is to die at a failpoint, after the sweep.
         sweep_s: the longest that every failpoint is waited for first; 0: not at all.
         patience_s: with no nemesis and no change for so long, the queue is stuck.
+        round_kills: after so many kills the queue drains and all is checked; 0: once, at the end.
     """
 
     kills: int
@@ -54,43 +60,75 @@ class Plan:
     sweep_s: float = 60.0
     mutant: str | None = None
     patience_s: float = 20.0
+    round_kills: int = 0
 
 
 class Run:
-    """A run in a folder of its own. The process that makes it must have one thread only."""
+    """A run in a folder of its own. The process that makes it must have one thread only.
 
-    def __init__(self, plan: Plan, folder: Path) -> None:
+    Args:
+        say: is told in a line how far it is.
+        checked: is given the report after each round.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        say: Callable[[str], None] = lambda line: None,
+        checked: Callable[[dict[str, Any]], None] = lambda report: None,
+    ) -> None:
         self.plan = plan
         self.folder = folder
+        self.enough = False  # set by whoever wants an early end, with all checks
+        self._say = say
+        self._checked = checked
+        self._began = self._said = time.monotonic()
+        self._drained_s = 0.0
         self.boxes = [folder / "box0", folder / "box1"]
         self._dice = random.Random(plan.seed)
         self._living: dict[int, str] = {}
         self._members: dict[int, tuple[str, int]] = {}
         self._wrong: list[str] = []
-        self._raged_s = 0.0
         self._prepare()
         self.ledger = Ledger(folder)
         self.nemesis = Nemesis(self._dice, self._look)
 
     def go(self) -> dict[str, Any]:
         """Do it all, and give the report; every process of the run is gone afterwards."""
-        began = time.monotonic()
         become_subreaper()
         summon.python_argv = launch.argv_of
-        try:
-            for kind, box in islice(cycle(_CAST), self.plan.members):
-                self._fork(kind, box)
+        done = False
+        while not done:
+            try:
+                done = self._round()
+            finally:
+                self._end_all()
+            report = self._report()
+            self._checked(report)
+            done = done or bool(report["violations"])
+        return report
+
+    def _round(self) -> bool:
+        """Let them work and die for a while, then let the queue drain; whether it was the last."""
+        drain = self.folder / "drain"
+        drain.unlink(missing_ok=True)
+        first = self.nemesis.kills == 0
+        os.environ["CHAOS_FAILPOINTS"] = "1" if first else str(self.plan.failpoints)
+        for kind, box in islice(cycle(_CAST), self.plan.members):
+            self._fork(kind, box)
+        if first:
             self._sweep()
-            self._rage()
-            self._raged_s = time.monotonic() - began
-            (self.folder / "drain").touch()
-            os.environ["CHAOS_FAILPOINTS"] = "0"
-            if not self._failed:
-                self._drain()
-                self._dismiss()
-        finally:
-            self._end_all()
-        return self._report(time.monotonic() - began)
+        step = self.plan.round_kills or self.plan.kills
+        self._rage(min(self.plan.kills, self.nemesis.kills + step))
+        drain.touch()
+        os.environ["CHAOS_FAILPOINTS"] = "0"
+        began = time.monotonic()
+        if not self._failed:
+            self._drain()
+            self._dismiss()
+        self._drained_s += time.monotonic() - began
+        return self.enough or self._failed or self.nemesis.kills >= self.plan.kills
 
     # -- the run
 
@@ -124,7 +162,6 @@ class Run:
 
     def _sweep(self) -> None:
         """Every process is to die at a failpoint, until somebody has died at each."""
-        os.environ["CHAOS_FAILPOINTS"] = "1"
         limit = time.monotonic() + self.plan.sweep_s
         self._harass(
             _SWEEP_RATE,
@@ -132,13 +169,13 @@ class Run:
         )
         os.environ["CHAOS_FAILPOINTS"] = str(self.plan.failpoints)
 
-    def _rage(self) -> None:
-        self._harass(self.plan.rate, lambda: self.nemesis.kills >= self.plan.kills)
+    def _rage(self, kills: int) -> None:
+        self._harass(self.plan.rate, lambda: self.nemesis.kills >= kills)
         self.nemesis.wake_due(everybody=True)
 
     def _harass(self, rate: float, enough: Callable[[], bool]) -> None:
         actions = 0
-        while not enough() and not self._failed:
+        while not (enough() or self.enough or self._failed):
             time.sleep(min(1.0, self._dice.expovariate(rate)))
             self._bury_and_replace()
             self.nemesis.act()
@@ -146,6 +183,7 @@ class Run:
             if actions % _LOOK_EVERY == 0:
                 self._look_at_leases()
                 self.ledger.read()
+                self._say_now_and_then()
 
     def _drain(self) -> None:
         """With nobody killed any more, every job must come to its end by itself."""
@@ -237,7 +275,17 @@ class Run:
         for box in self.boxes:
             self._wrong += check.leases_match(StateDir(box))
 
-    def _report(self, seconds: float) -> dict[str, Any]:
+    def _say_now_and_then(self) -> None:
+        now = time.monotonic()
+        if now - self._said >= _SAY_EVERY_S:
+            self._said = now
+            self._say(
+                f"{now - self._began:.0f} s: {self.nemesis.kills} kills, "
+                f"{self.ledger.died.total()} deaths at failpoints, "
+                f"{len(self.ledger.acknowledged)} jobs, {self.ledger.starts.total()} starts"
+            )
+
+    def _report(self) -> dict[str, Any]:
         self.ledger.read()
         jobs: list[Job] = []
         lost: list[str] = []
@@ -251,8 +299,8 @@ class Run:
         ledger = self.ledger
         return {
             "plan": asdict(self.plan),
-            "seconds": round(seconds, 1),
-            "drain_seconds": round(seconds - self._raged_s, 1),
+            "seconds": round(time.monotonic() - self._began, 1),
+            "drain_seconds": round(self._drained_s, 1),
             "kills": self.nemesis.kills,
             "killed": dict(self.nemesis.killed),
             "stops": self.nemesis.stopped,
