@@ -23,7 +23,7 @@ from gpusched_ipy.statedir import StateDir, open_private
 
 _log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 # The write-ahead log and the free pages of the file are made so large in advance: on a full disk

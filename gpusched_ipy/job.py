@@ -111,9 +111,10 @@ class Request:
     after_any: tuple[int, ...] = ()  # jobs that must have ended, however
     begin_at: float | None = None  # wall clock, s
     time_s: float | None = None  # walltime
-    retries: int = 0
+    retries: int = 0  # run again when it has failed, at most so often
+    retry_delay_s: float = 10.0  # before the first retry; each further one waits twice as long
     requeue: bool = False  # run again when it was lost
-    retry_oom: bool = False
+    retry_oom: bool = False  # run again once, with more memory, when it ran out of GPU memory
     max_running: int | None = None  # of its array, at once
 
     @property
@@ -171,6 +172,12 @@ class Job:
     epoch: int = 0  # rises with every claim
     attempt: str | None = None  # uuid of the running attempt; names its log
     attempts: int = 0  # how often it has been started
+    retried: int = 0  # of these: after a failure
+    requeued: int = 0  # … and after a loss
+    oom: bool = False  # its last attempt ran out of GPU memory
+    oom_retried: bool = False  # it has had the one more try for that
+    not_before_mono: float | None = None  # it waits until then, on the monotonic clock
+    hold_reason: str | None = None  # why the queue itself has held it; None: its user has
     gpus: tuple[str, ...] = ()  # UUIDs allocated, or of its last allocation
     reason: WaitReason | None = None
     reason_since: float | None = None  # wall clock, s

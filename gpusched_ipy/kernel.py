@@ -383,7 +383,7 @@ class KernelSession:
         active = self.runner.active
         ours = active is not None and active.phase is Phase.RUNNING
         self.runner.cell_ended(result, depth)
-        if ours and active is not None and active.phase is Phase.ENDED:
+        if ours and active is not None and active.phase is not Phase.RUNNING:
             self._after.queued_cell()
             if active.in_place:
                 self._place.leave(active)

@@ -7,9 +7,12 @@ know how it ended, but only once no process of it lives.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
+from gpusched_ipy.errors import DamagedJobError
 from gpusched_ipy.job import ACTIVE, BOUND_KINDS, Job, JobKind, JobState
 from gpusched_ipy.locks import forget_member, is_alive, log_is_held
+from gpusched_ipy.retry import may_requeue
 from gpusched_ipy.store import Store
 
 
@@ -20,8 +23,13 @@ def orphans(store: Store, jobs: Iterable[Job]) -> list[Job]:
 
 def reap(store: Store, jobs: Iterable[Job]) -> list[Job]:
     """End or return every orphan among ``jobs`` and give back how they stand now."""
+    reaped = []
     with store.writing():
-        return [_reap_one(store, job) for job in orphans(store, jobs)]
+        for job in orphans(store, jobs):
+            # What cannot be read costs nobody else anything; its own locks keep its GPUs.
+            with suppress(DamagedJobError):
+                reaped.append(_reap_one(store, job))
+    return reaped
 
 
 def forget_dead_members(store: Store, jobs: Iterable[Job]) -> None:
@@ -58,9 +66,10 @@ def _reap_one(store: Store, job: Job) -> Job:
         return _lose(store, job, f"{_home(job)} died")
     if job.state is JobState.STARTING:
         return store.unclaim(job, "the member that had claimed it died before it began")
-    if job.request.requeue:
-        return store.unclaim(job, "outcome unknown; queued again as asked")
-    return _lose(store, job, "outcome unknown: its supervisor died")
+    if may_requeue(job):
+        return store.unclaim(job, "outcome unknown; queued again as asked", lost=True)
+    often = f", as {job.requeued} times before" if job.requeued else ""
+    return _lose(store, job, f"outcome unknown: its supervisor died{often}")
 
 
 def _home(job: Job) -> str:

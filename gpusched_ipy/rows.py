@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from gpusched_ipy.errors import StoreError, UserError
+from gpusched_ipy.errors import DamagedJobError, UserError
 from gpusched_ipy.job import (
     MAX_ENVIRONMENT_BYTES,
     MAX_SPEC_BYTES,
@@ -33,6 +33,8 @@ COLUMNS = (
     *("uid", "kind", "name", "spec", "home", "state", "held", "cancel_requested", "gpus", "boot"),
     *_PLAIN,
 )
+# Columns of later schemas. crc covers those that have a value, so that older rows keep theirs.
+LATER = ("retried", "requeued", "oom", "oom_retried", "not_before", "hold_reason")
 
 
 def to_row(job: Job, boot: str) -> dict[str, Any]:
@@ -49,6 +51,14 @@ def to_row(job: Job, boot: str) -> dict[str, Any]:
         "cancel_requested": int(job.cancel_requested),
         "gpus": json.dumps(job.gpus),
         "boot": boot,
+        "retried": job.retried,
+        "requeued": job.requeued,
+        "oom": int(job.oom),
+        "oom_retried": int(job.oom_retried),
+        "not_before": job.not_before_mono,
+        "hold_reason": job.hold_reason,
+        "array_id": job.spec.array.id if job.spec.array else None,
+        "job_key": key_of(job.spec),
     }
     return row | {"crc": checksum(row)}
 
@@ -60,13 +70,10 @@ def to_job(row: Mapping[str, Any], *, newer: bool = False) -> Job:
         newer: a newer version has written it, whose checksum may cover more than we know.
 
     Raises:
-        StoreError: the row is damaged.
+        DamagedJobError: the row is not as it was written.
     """
     if not newer and checksum(row) != row["crc"]:
-        raise StoreError(
-            f"job {row['id']} is damaged in the record (its checksum does not match); "
-            "`gpusched doctor --fix` sets it aside and saves the others"
-        )
+        raise DamagedJobError(row["id"])
     reason = None
     if row["reason"] is not None:
         reason = WaitReason(code=WaitCode(row["reason_code"]), text=row["reason"])
@@ -79,14 +86,38 @@ def to_job(row: Mapping[str, Any], *, newer: bool = False) -> Job:
         gpus=tuple(json.loads(row["gpus"])),
         reason=reason,
         reason_since=row["reason_since"],
+        **_later(row),
         **{name: row[name] for name in _PLAIN},
     )
 
 
+def key_of(spec: JobSpec) -> str | None:
+    """What no two jobs may share while they stand: the key, of a sweep's member with its values."""
+    if spec.key is None or spec.array is None:
+        return spec.key
+    return json.dumps([spec.key, sorted(spec.sweep.items())], ensure_ascii=True)
+
+
 def checksum(row: Mapping[str, Any]) -> int:
     """CRC-32 of the columns that must never change by accident."""
-    text = json.dumps([row[name] for name in COLUMNS], ensure_ascii=True)
-    return zlib.crc32(text.encode("ascii"))
+    values = [row[name] for name in COLUMNS]
+    if LATER[0] in row.keys():  # noqa: SIM118 - a row of SQLite looks among its values
+        values += [[name, row[name]] for name in LATER if row[name]]
+    return zlib.crc32(json.dumps(values, ensure_ascii=True).encode("ascii"))
+
+
+def _later(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the columns of later schemas say; the row of an older record has none."""
+    if LATER[0] not in row.keys():  # noqa: SIM118 - as above
+        return {}
+    return {
+        "retried": row["retried"],
+        "requeued": row["requeued"],
+        "oom": bool(row["oom"]),
+        "oom_retried": bool(row["oom_retried"]),
+        "not_before_mono": row["not_before"],
+        "hold_reason": row["hold_reason"],
+    }
 
 
 def in_this_boot(job: Job, row_boot: str, boot: str, *, wall: float, mono: float) -> Job:
@@ -95,7 +126,7 @@ def in_this_boot(job: Job, row_boot: str, boot: str, *, wall: float, mono: float
         return job
     # Another boot: only the wall clock spans both. Such a job has waited at least since this boot.
     waited = max(0.0, wall - job.submitted_at)
-    return replace(job, queued_mono=mono - waited, started_mono=None)
+    return replace(job, queued_mono=mono - waited, started_mono=None, not_before_mono=None)
 
 
 def spec_text(spec: JobSpec) -> str:

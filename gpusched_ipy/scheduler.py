@@ -166,7 +166,11 @@ class Scheduler:
             waiting.register(fd, select.POLLIN)
         # With nothing open only the bell or a call wakes us (or, where somebody died before he
         # rang, the rest is over); else begin times and faults do too.
-        waiting.poll(1000 * (self._settings.sample_interval_s if self._open.jobs else REST_S))
+        rest_s = self._settings.sample_interval_s if self._open.jobs else REST_S
+        ready = waiting.poll(1000 * rest_s)
+        with self._mutex:
+            # An end left in the poll would wake us again and again until it is recorded.
+            self._exits.told(fd for fd, _ in ready)
         with suppress(BlockingIOError):
             os.read(self._wake_r, 65536)
 
@@ -220,7 +224,7 @@ class Scheduler:
                     self.store.end_pending(self._open.jobs[job_id], JobState.CANCELLED, why.text)
             refused: dict[int, WaitReason] = {}
             for start in decision.starts:
-                if start.job_id in ready:
+                if start.job_id in ready or self._ready(start.job_id):
                     outcome = self._claim(start)
                     if isinstance(outcome, Claim):
                         claims.append(outcome)
@@ -251,14 +255,18 @@ class Scheduler:
             if why is not None:
                 self._gpu_locks.close(fds)
                 return why
+            gpus = tuple(gpu for uuid in start.gpus if (gpu := snapshot.gpu(uuid)) is not None)
             claimed = self.store.claim(
-                job, start.gpus, member=self.key, mem_bytes=job.request.mem_bytes
+                job,
+                start.gpus,
+                member=self.key,
+                mem_bytes=job.request.mem_bytes,
+                card_bytes=_smallest(gpus),
             )
         except BaseException:
             self._gpu_locks.close(fds)
             raise
         self._open.put(claimed)
-        gpus = tuple(gpu for uuid in start.gpus if (gpu := snapshot.gpu(uuid)) is not None)
         vendor = gpus[0].vendor if gpus else ""
         return Claim(
             job=claimed, gpus=gpus, lock_fds=fds, env=environment.for_gpus(start.gpus, vendor)
@@ -293,11 +301,24 @@ class Scheduler:
         state: JobState,
         error: str | None = None,
         exit_code: int | None = None,
+        oom: bool = False,
+        retry: bool = True,
     ) -> Job | None:
-        """Record the end of a claimed job, give its GPUs back, and wake the next at once."""
+        """Record the end of a claimed job, give its GPUs back, and wake the next at once.
+
+        Args:
+            oom: it ran out of GPU memory.
+            retry: False: its user has ended it, so it is not tried again.
+        """
         try:
             return self.store.finish_if_active(
-                claim.job.id, epoch=claim.job.epoch, state=state, error=error, exit_code=exit_code
+                claim.job.id,
+                epoch=claim.job.epoch,
+                state=state,
+                error=error,
+                exit_code=exit_code,
+                oom=oom,
+                retry=retry,
             )
         finally:
             # The lock is the truth: it falls even where the record cannot be written.
@@ -367,3 +388,10 @@ class Scheduler:
 
 def _visible_pids(gpus: Iterable[Gpu]) -> Iterable[int]:
     return (found.pid for gpu in gpus for found in gpu.processes or () if found.visible)
+
+
+def _smallest(gpus: Iterable[Gpu]) -> int | None:
+    """The memory of the smallest of these GPUs; None where one's is not known."""
+    sizes = [gpu.mem_total_bytes for gpu in gpus]
+    known = [size for size in sizes if size is not None]
+    return min(known) if known and len(known) == len(sizes) else None

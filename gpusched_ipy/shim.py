@@ -16,12 +16,12 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from gpusched_ipy import environment
-from gpusched_ipy.errors import StateDirError, StoreError
+from gpusched_ipy.errors import DamagedJobError, StateDirError, StoreError
 from gpusched_ipy.job import BOUND_KINDS, Job, JobState
 from gpusched_ipy.locks import Membership
 from gpusched_ipy.logcap import LogCap
@@ -50,6 +50,7 @@ class Outcome:
     exit_code: int | None = None
     signal: int | None = None
     error: str | None = None
+    oom: bool = False  # it ran out of GPU memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,9 @@ def _obey(store: Store, order: Order) -> None:
 
 def _end(store: Store, job: Job, outcome: Outcome, member: str) -> None:
     with store.writing():
-        record(store, job, outcome)
+        # Of a job that cannot be read in the record nothing can be recorded; nobody waits for it.
+        with suppress(DamagedJobError):
+            record(store, job, outcome)
         store.leave(member)
 
 
@@ -151,7 +154,18 @@ def _run(store: Store, job: Job, order: Order) -> Outcome:
             # It runs; whether the record can say so at once or not.
             with suppress(StoreError):
                 store.set_process(job.attempt, leader)
-        return supervise(store, job, child)
+        outcome = supervise(store, job, child)
+    return _explained(outcome, store.state.log(job.attempt))
+
+
+def _explained(outcome: Outcome, log: Path) -> Outcome:
+    """A failure whose log says that the GPU's memory was not enough is one of that kind."""
+    if outcome.state is not JobState.FAILED:
+        return outcome
+    from gpusched_ipy import oom
+
+    line = oom.in_log(log)
+    return outcome if line is None else replace(outcome, oom=True, error=f"{oom.LEAD}{line}")
 
 
 @contextmanager
@@ -175,7 +189,9 @@ def _start(store: Store, job: Job, order: Order) -> subprocess.Popen[bytes]:
     named = environment.take(store.state, spec.uid)
     child = subprocess.Popen(
         ["/bin/sh", "-c", spec.argv[0]] if spec.shell else list(spec.argv),
-        stdin=subprocess.DEVNULL,
+        # Empty to whoever reads it. What a launcher starts keeps no other lock that is seen from
+        # another container.
+        stdin=order.gpu_fds[0] if order.gpu_fds else subprocess.DEVNULL,
         stdout=order.log_fd,
         stderr=order.log_fd,
         cwd=spec.cwd,
@@ -265,6 +281,7 @@ def record(store: Store, job: Job, outcome: Outcome) -> None:
         exit_code=outcome.exit_code,
         signal=outcome.signal,
         error=outcome.error,
+        oom=outcome.oom,
     )
 
 

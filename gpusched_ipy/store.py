@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from gpusched_ipy.archive import Archive
+from gpusched_ipy.arrays import Arrays
 from gpusched_ipy.dbfile import check_room
 from gpusched_ipy.errors import InvalidTransitionError, UserError
 from gpusched_ipy.job import (
@@ -22,18 +23,20 @@ from gpusched_ipy.job import (
     Job,
     JobSpec,
     JobState,
+    WaitCode,
     WaitReason,
     may_move,
 )
 from gpusched_ipy.lookup import OPEN_STATES, Event, Lease
 from gpusched_ipy.process import ProcessId, boot_id
+from gpusched_ipy.retry import Again, after_failure
 from gpusched_ipy.roster import Roster
-from gpusched_ipy.rows import to_row
+from gpusched_ipy.rows import key_of, to_row
 
 __all__ = ["Event", "Lease", "Store"]
 
 
-class Store(Archive, Roster):
+class Store(Archive, Arrays, Roster):
     """The one record of a user on a machine."""
 
     def submit(self, spec: JobSpec) -> Job:
@@ -43,7 +46,37 @@ class Store(Archive, Roster):
             UserError: the queue is full or the job is too large.
             StoreError: the disk is full.
         """
+        return self.submit_all([spec])[0]
+
+    def submit_all(self, specs: Sequence[JobSpec]) -> list[Job]:
+        """Record new jobs in one write, all or none. For each the job that stands for it: the one
+        of the same ``uid`` or, with a key, of the same key (and values) that has not ended badly.
+
+        What the queue has held because its sweep failed counts as failed: it is cancelled.
+
+        Raises:
+            UserError, StoreError: as :meth:`submit`.
+        """
         check_room(self.state)
+        with self.writing():
+            again = self._arrays_by_key(specs)
+            return [self._submit_one(spec, again) for spec in specs]
+
+    def _submit_one(self, spec: JobSpec, again: Mapping[str, str]) -> Job:
+        known = self._one("SELECT * FROM jobs WHERE uid = ?", (spec.uid,))
+        if known is not None:
+            return known
+        key = key_of(spec)
+        stands = None if key is None else self.standing(key)
+        if stands is not None and stands.hold_reason is None:
+            return stands
+        if stands is not None:
+            self._end(replace(stands, error="submitted again", held=False), JobState.CANCELLED)
+        if spec.array is not None and spec.array.id in again:
+            array = replace(spec.array, id=again[spec.array.id])
+            env = {**spec.env, "GPUSCHED_ARRAY_ID": array.id} if spec.env else spec.env
+            spec = replace(spec, array=array, env=env)
+        self._check_queue_has_room()
         now = self._clock.now()
         job = Job(
             id=0,
@@ -54,18 +87,31 @@ class Store(Archive, Roster):
             submitted_at=now.wall,
             queued_mono=now.mono,
         )
-        with self.writing():
-            known = self._one("SELECT * FROM jobs WHERE uid = ?", (spec.uid,))
-            if known is not None:
-                return known
-            self._check_queue_has_room()
-            row = to_row(job, boot_id()) | {"rev": 0}
-            names = ", ".join(row)
-            marks = ", ".join(f":{name}" for name in row)
-            job_id = self._db.execute(f"INSERT INTO jobs ({names}) VALUES ({marks})", row).lastrowid
-            job = replace(job, id=int(job_id or 0))
-            self._touch(job, "submitted", {"held": spec.held, "priority": spec.priority})
+        row = to_row(job, boot_id()) | {"rev": 0}
+        names = ", ".join(row)
+        marks = ", ".join(f":{name}" for name in row)
+        job_id = self._db.execute(f"INSERT INTO jobs ({names}) VALUES ({marks})", row).lastrowid
+        job = replace(job, id=int(job_id or 0))
+        self._touch(job, "submitted", {"held": spec.held, "priority": spec.priority})
         return job
+
+    def _arrays_by_key(self, specs: Sequence[JobSpec]) -> dict[str, str]:
+        """For a sweep that is submitted again under its key: the array that it goes on in.
+
+        Only where it is the same sweep: another size has other places.
+        """
+        found: dict[str, str] = {}
+        for spec in specs:
+            key, array = key_of(spec), spec.array
+            if key is None or array is None or array.id in found:
+                continue
+            older = self._one(
+                "SELECT * FROM jobs WHERE job_key = ? ORDER BY id DESC LIMIT 1", (key,)
+            )
+            place = None if older is None else older.spec.array
+            if place is not None and (place.index, place.size) == (array.index, array.size):
+                found[array.id] = place.id
+        return found
 
     def _check_queue_has_room(self) -> None:
         """Refuse a job beyond the cap; counted only where there could be so many."""
@@ -87,9 +133,20 @@ class Store(Archive, Roster):
             )
 
     def claim(
-        self, job: Job, gpus: tuple[str, ...], *, member: str, mem_bytes: int | None = None
+        self,
+        job: Job,
+        gpus: tuple[str, ...],
+        *,
+        member: str,
+        mem_bytes: int | None = None,
+        card_bytes: int | None = None,
     ) -> Job:
-        """pending → starting: the job is ``member``'s, on these GPUs, as a new attempt."""
+        """pending → starting: the job is ``member``'s, on these GPUs, as a new attempt.
+
+        Args:
+            mem_bytes: what it has declared.
+            card_bytes: the memory of the smallest of these GPUs, where it is known.
+        """
         attempt = os.urandom(16).hex()
         claimed = replace(
             job,
@@ -102,6 +159,8 @@ class Store(Archive, Roster):
             error=None,
             exit_code=None,
             signal=None,
+            oom=False,
+            not_before_mono=None,
         )
         with self.writing():
             claimed = self._move(claimed, JobState.STARTING, "claimed", {"gpus": gpus})
@@ -110,8 +169,9 @@ class Store(Archive, Roster):
                 [(gpu, job.id, claimed.epoch, job.request.shared, mem_bytes) for gpu in gpus],
             )
             self._db.execute(
-                "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, NULL, NULL, NULL)",
-                (attempt, job.id, member, json.dumps(gpus), self._clock.now().wall),
+                "INSERT INTO attempts (attempt, job_id, member, gpus, claimed_at, card_bytes)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (attempt, job.id, member, json.dumps(gpus), self._clock.now().wall, card_bytes),
             )
         return claimed
 
@@ -143,29 +203,84 @@ class Store(Archive, Roster):
         exit_code: int | None = None,
         signal: int | None = None,
         error: str | None = None,
+        oom: bool = False,
+        retry: bool = True,
     ) -> Job | None:
         """End the job if that attempt is still the current one; None when it is not.
 
-        A recorded result never changes: a late report finds another epoch or an ended job.
+        A recorded result never changes: a late report finds another epoch or an ended job. Where
+        one more try is due (``--retries``, ``--retry-oom``) the job waits again, in the same write.
+
+        Args:
+            oom: it ran out of GPU memory.
+            retry: False: its user has ended it, so it is not tried again.
         """
         with self.writing():
             job = self.job(job_id)
             if job.state not in ACTIVE or job.epoch != epoch:
                 return None
-            return self._end(replace(job, exit_code=exit_code, signal=signal, error=error), state)
+            job = replace(job, exit_code=exit_code, signal=signal, error=error, oom=oom)
+            self._db.execute(
+                "UPDATE attempts SET outcome = ? WHERE attempt = ?",
+                ("oom" if oom else str(state), job.attempt),
+            )
+            ended = self._end(job, state)
+            row = self._first("SELECT card_bytes FROM attempts WHERE attempt = ?", (job.attempt,))
+            card_bytes = row["card_bytes"] if row is not None else None
+            again = after_failure(ended, self._clock.now(), card_bytes=card_bytes)
+            if again is not None and retry:
+                return self._try_again(again)
+            self._hold_if_failing(ended)
+            return ended
+
+    def _hold_if_failing(self, job: Job) -> None:
+        """Hold the rest of a sweep whose members fail one after the other."""
+        why = self.failing_fast(job)
+        if why is None or job.spec.array is None:
+            return
+        for other in self.array(job.spec.array.id):
+            if other.state is JobState.PENDING and not other.held:
+                held = replace(other, held=True, hold_reason=why)
+                self._put(held, "held", {"why": why})
+                reason = WaitReason(code=WaitCode.HELD, text=f"held: {why}")
+                self.set_reasons({other.id: reason})
 
     def end_pending(self, job: Job, state: JobState, error: str | None) -> Job:
         """Pending → cancelled, failed or lost: it never began."""
         with self.writing():
             return self._end(replace(self.job(job.id), error=error), state)
 
-    def unclaim(self, job: Job, why: str) -> Job:
+    def _try_again(self, again: Again) -> Job:
+        """An ended job → pending; how its last attempt ended stands in it until the next begins."""
+        waits = replace(
+            again.job,
+            member=None,
+            queued_mono=self._clock.now().mono,
+            started_at=None,
+            started_mono=None,
+            ended_at=None,
+            run_s=None,
+        )
+        waits = self._move(waits, JobState.PENDING, "retried", {"why": again.why})
+        reason = WaitReason(code=WaitCode.BEGIN_TIME, text=again.why)
+        self.set_reasons({waits.id: reason})
+        return replace(waits, reason=reason)
+
+    def unclaim(self, job: Job, why: str, *, lost: bool = False) -> Job:
         """starting or running → pending: it provably never began, or asked to be run again.
 
         A job that is to be cancelled ends here instead: in the line it would wait for ever.
+
+        Args:
+            lost: it had begun, and asked for that; it is counted.
         """
         with self.writing():
             back = replace(self.job(job.id), member=None, reason=None)
+            if lost:
+                self._db.execute(
+                    "UPDATE attempts SET outcome = 'lost' WHERE attempt = ?", (back.attempt,)
+                )
+                back = replace(back, requeued=back.requeued + 1, started_at=None, started_mono=None)
             if back.cancel_requested:
                 return self._end(replace(back, error=why), JobState.CANCELLED)
             self._drop_leases(job.id)
@@ -195,6 +310,11 @@ class Store(Archive, Roster):
                 exit_code=None,
                 signal=None,
                 error=None,
+                retried=0,
+                requeued=0,
+                oom=False,
+                oom_retried=False,
+                not_before_mono=None,
             )
             return self._move(again, JobState.PENDING, "requeued", {})
 
@@ -239,7 +359,8 @@ class Store(Archive, Roster):
             if job.state is not JobState.PENDING:
                 verb = "held" if held else "released"
                 raise UserError(f"job {job_id} is {job.state}; only a pending job can be {verb}")
-            return self._put(replace(job, held=held), "held" if held else "released", {})
+            job = replace(job, held=held, hold_reason=None)
+            return self._put(job, "held" if held else "released", {})
 
     def set_priority(self, job_id: int, priority: int) -> Job:
         """Give a job another priority (higher first).

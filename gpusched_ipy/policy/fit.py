@@ -27,6 +27,7 @@ class Ask(NamedTuple):
     mem_bytes: int | None = None  # declared: the job shares
     expected_bytes: int | None = None  # the peak that its history shows
     home: str | None = None  # the kernel it runs in, whose memory is no stranger's
+    alone: bool = False  # it has run out of memory once: not beside an idle kernel that holds some
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +199,7 @@ class Room:
     def _beside(self, ask: Ask, others: _Others) -> bool:
         """Whether idle kernels leave enough: a known holder is in the way by its memory only."""
         capacity = _capacity(self.gpu)
-        if capacity is None:
+        if capacity is None or ask.alone:
             return False
         free = capacity - others.bytes
         if ask.expected_bytes is not None:

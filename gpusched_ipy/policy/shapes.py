@@ -58,10 +58,10 @@ class Shapes:
         request = spec.request
         home = spec.home if spec.kind in BOUND_KINDS else None
         expected = self._memory.get(job.id)
-        key = (request.gpus, request.mem_bytes, request.on_gpu, home, expected)
+        key = (request.gpus, request.mem_bytes, request.on_gpu, home, expected, job.oom)
         shape = self._shapes.get(key)
         if shape is None:
-            ask = Ask(request.mem_bytes, expected, home)
+            ask = Ask(request.mem_bytes, expected, home, job.oom)
             shape = self._shapes[key] = self._new(request, ask)
         return shape
 

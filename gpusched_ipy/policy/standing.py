@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypedDict
 
+from gpusched_ipy import retry
 from gpusched_ipy.config import Instant, Settings
 from gpusched_ipy.job import (
     FINAL,
@@ -84,13 +85,16 @@ class Facts:
         if job.cancel_requested:
             return WaitReason(code=WaitCode.HELD, text="being cancelled")
         if job.held:
-            return WaitReason(code=WaitCode.HELD, text="held")
+            why = f"held: {job.hold_reason}" if job.hold_reason else "held"
+            return WaitReason(code=WaitCode.HELD, text=why)
         spec, request = job.spec, job.spec.request
         if spec.engine != "local":
             return WaitReason(code=WaitCode.ENGINE, text=f"waits for {spec.engine} to take it")
         if request.begin_at is not None and request.begin_at > self.now.wall:
             wait = format_duration(request.begin_at - self.now.wall)
             return WaitReason(code=WaitCode.BEGIN_TIME, text=f"begins in {wait}")
+        if job.not_before_mono is not None and (due := retry.waiting(job, self.now)):
+            return due
         if request.after or request.after_any:
             blocked = self._dependency(request.after, request.after_any)
             if blocked is not None:

@@ -17,6 +17,7 @@ from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gpusched_ipy import oom
 from gpusched_ipy.errors import GpuSchedError
 from gpusched_ipy.frontend import Message
 from gpusched_ipy.interrupts import interrupt_main, shielded
@@ -70,6 +71,16 @@ class Cell:
     def msg_id(self) -> str:
         """The request that queued it."""
         return str(self.parent.get("header", {}).get("msg_id", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a cell has ended."""
+
+    state: JobState
+    error: str | None = None
+    oom: bool = False  # it ran out of GPU memory
+    interrupted: bool = False  # by its user: it is not tried again
 
 
 class Host(Protocol):
@@ -162,7 +173,7 @@ class CellRunner:
         cell.ending = JobState.CANCELLED if job.cancel_requested else JobState.TIMEOUT
         with self._lock:
             if cell.phase is Phase.CLAIMED:
-                self._close(cell, cell.ending)
+                self._close(cell, Ending(cell.ending))
             elif cell.phase is Phase.RUNNING:
                 # Under the lock: no other body can begin before the signal is there.
                 interrupt_main()
@@ -209,7 +220,7 @@ class CellRunner:
         """A cell that waits in its place stops waiting; False: it has been claimed already."""
         with self._lock:
             if cell.phase is Phase.CLAIMED:
-                self._close(cell, JobState.CANCELLED)
+                self._close(cell, Ending(JobState.CANCELLED))
             if cell.phase is not Phase.WAITING:
                 return False
             cell.phase = Phase.ENDED
@@ -253,11 +264,11 @@ class CellRunner:
         return True
 
     def _body_ended(self, cell: Cell, result: Any) -> None:
-        state, error = _outcome(result, cell)
+        ending = _outcome(result, cell)
 
         def close() -> None:
             with self._lock:
-                self._close(cell, state, error)
+                self._close(cell, ending)
 
         shielded(close)
         self._host.changed()
@@ -278,16 +289,28 @@ class CellRunner:
                 return False
             self._host.granted(claim)
         except GpuSchedError as exc:
-            self._close(cell, JobState.FAILED, str(exc))
+            self._close(cell, Ending(JobState.FAILED, str(exc)))
             raise
         return True
 
-    def _close(self, cell: Cell, state: JobState, error: str | None = None) -> None:
-        """The end of a cell that has a claim."""
+    def _close(self, cell: Cell, ending: Ending) -> None:
+        """The end of a cell that has a claim; one that is tried again waits again."""
         claim, cell.claim = cell.claim, None
         cell.phase, cell.ended_mono, self.active = Phase.ENDED, time.monotonic(), None
-        if claim is not None:
-            self._scheduler.finish(claim, state=state, error=error)
+        if claim is None:
+            return
+        job = self._scheduler.finish(
+            claim,
+            state=ending.state,
+            error=ending.error,
+            oom=ending.oom,
+            retry=not ending.interrupted,
+        )
+        if job is not None and job.state is JobState.PENDING:
+            cell.phase, cell.ending, cell.entered = Phase.WAITING, None, False
+            cell.granted.clear()
+            cell.recorded.clear()
+            self._scheduler.wake()
 
     def _ask_for_turn(self) -> None:
         if not self._turn_asked:
@@ -319,16 +342,20 @@ def _nothing() -> None:
     """Wakes a loop."""
 
 
-def _outcome(result: Any, cell: Cell) -> tuple[JobState, str | None]:
+def _outcome(result: Any, cell: Cell) -> Ending:
     """How a body ended, by what IPython says of it (None: cancelled while it awaited)."""
     error: BaseException | None = KeyboardInterrupt()
     if result is not None:
         error = result.error_before_exec or result.error_in_exec
     if error is None:
-        return JobState.COMPLETED, None
+        return Ending(JobState.COMPLETED)
     interrupted = isinstance(error, (KeyboardInterrupt, asyncio.CancelledError))
     if interrupted and cell.ending is not None:
         why = "its walltime ran out" if cell.ending is JobState.TIMEOUT else None
-        return cell.ending, why
+        return Ending(cell.ending, why, interrupted=True)
     text = " ".join(str(error).split())
-    return JobState.FAILED, f"{type(error).__name__}: {text}" if text else type(error).__name__
+    text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    short = oom.in_exception(error)
+    return Ending(
+        JobState.FAILED, f"{oom.LEAD if short else ''}{text}", oom=short, interrupted=interrupted
+    )
