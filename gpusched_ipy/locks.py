@@ -219,7 +219,8 @@ class GpuLocks:
             # An administrator's lock files are root's and read-only: that is enough for a flock.
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
-            return open_private(path)
+            # For reading too: the job, whose standard input it is, shall not write into it.
+            return open_private(path, os.O_RDONLY)
         except OSError as exc:
             raise StateDirError(f"the GPU lock {path} cannot be opened ({exc.strerror})") from exc
         status = os.fstat(fd)

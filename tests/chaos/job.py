@@ -4,7 +4,9 @@ Run as ``python -I -S job.py FOLDER UID STYLE MILLISECONDS``:
 
 - ``plain`` works by itself;
 - ``redirect`` gives its output to another file, so that it holds its GPU locks but not its log;
-- ``workers`` leaves the work to a child that has its log but not its GPU locks, as launchers do.
+- ``workers`` leaves the work to a child that has its input and its log, but no other descriptor, as
+  launchers do;
+- ``quiet`` gives that child no input either.
 """
 
 from __future__ import annotations
@@ -56,13 +58,15 @@ def main(argv: list[str]) -> int:
     if style != "worker":
         attempt = os.path.basename(os.readlink("/proc/self/fd/1"))
         note(folder, "start", uid, attempt, os.getpid())
-    if style == "workers":
+    if style in ("workers", "quiet"):
         return _delegate(argv)
     if style == "redirect":
         nowhere = os.open("/dev/null", os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
         os.close(nowhere)
+    if style == "worker":
+        fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 10)  # it keeps its input, though not at 0
     open_witness(folder)
     gpus = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
     enter(folder, uid, gpus, shared="-shared-" in uid)
@@ -79,9 +83,12 @@ def _delegate(argv: list[str]) -> int:
                 os.set_inheritable(int(name), False)
             except OSError:
                 continue  # the descriptor of the listing itself
-    folder, uid, _, milliseconds = argv
+    folder, uid, style, milliseconds = argv
+    nothing = (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)
     command = [sys.executable, "-I", "-S", __file__, folder, uid, "worker", milliseconds]
-    worker = os.posix_spawn(sys.executable, command, os.environ)
+    worker = os.posix_spawn(
+        sys.executable, command, os.environ, file_actions=[nothing] if style == "quiet" else []
+    )
     return os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) & 127
 
 

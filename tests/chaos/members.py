@@ -127,11 +127,13 @@ def _let_the_agent_leave(life: Life) -> None:
 
 def _command(life: Life) -> JobSpec:
     dice = life.dice
-    style = dice.choices(["plain", "redirect", "workers"], [4, 2, 3 if life.alone else 0])[0]
+    styles = ["plain", "redirect", "workers", "quiet"]
+    style = dice.choices(styles, [4, 2, 2, 2 if life.alone else 0])[0]
+    delegates = style in ("workers", "quiet")
     often = dice.random() < 0.25
     shared = dice.random() < 0.15
     uid = "-".join(["many" if often else "once", "shared" if shared else "alone", uuid.uuid4().hex])
-    spare = dice.randint(300, 900) if style == "workers" and dice.random() < 0.3 else 0
+    spare = dice.randint(300, 900) if delegates and dice.random() < 0.3 else 0
     argv = [sys.executable, "-I", "-S", _JOB, life.folder, uid, style]
     return JobSpec(
         uid=uid,
@@ -139,10 +141,11 @@ def _command(life: Life) -> JobSpec:
         name=style,
         priority=dice.randint(-3, 3),
         request=Request(
-            gpus=2 if dice.random() < 0.15 and not shared and style != "workers" else 1,
-            # Orphaned workers hold their log but no GPU lock, which another box cannot see: there
-            # only the driver tells of them, and the scripted GPUs have no driver.
-            on_gpu=PRIVATE_GPU if style == "workers" else None,
+            # Of several GPUs a launcher's child keeps the lock of the first only.
+            gpus=2 if dice.random() < 0.15 and not shared and not delegates else 1,
+            # An orphan without input holds its log only, which another box cannot see: there the
+            # driver alone tells of it, and the scripted GPUs have no driver.
+            on_gpu=PRIVATE_GPU if style == "quiet" else None,
             mem_bytes=4 * _GIB if shared else None,
             requeue=often,
         ),

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 # A stopped or busy process misses this quickly; that is what is wrong with heartbeats.
@@ -96,6 +98,17 @@ def no_log_lock() -> None:
     reap.log_is_held = lambda path: False
 
 
+def no_input_lock() -> None:
+    """What a launcher has started keeps nothing that another container could see."""
+    from gpusched_ipy import shim
+
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "stdin": subprocess.DEVNULL})
+
+    shim.subprocess = SimpleNamespace(Popen=Popen, DEVNULL=subprocess.DEVNULL)  # type: ignore[attr-defined,assignment]
+
+
 def no_reap() -> None:
     """What the dead have left stays as it is."""
     from gpusched_ipy import scheduler
@@ -123,6 +136,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "no-epoch": no_epoch,
     "heartbeat": heartbeat,
     "no-log-lock": no_log_lock,
+    "no-input-lock": no_input_lock,
     "no-reap": no_reap,
     "unlock-in-fork": unlock_in_fork,
 }
