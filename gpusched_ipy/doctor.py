@@ -245,6 +245,9 @@ def _record(state: StateDir, store: Store) -> Iterator[Finding]:
     jobs = store.jobs()
     size = state.database.stat().st_size
     yield Finding(f"record {state.database}: {format_bytes(size)}, {len(jobs)} open jobs")
+    for number in store.damaged:
+        text = f"job {number} is damaged in the record: it is left out, the others go on"
+        yield Finding(text, fault=True, advice=_state_advice(text))
     if store.drained:
         yield Finding(
             f"the queue is drained ({store.drained}): nothing starts",
@@ -264,10 +267,7 @@ def _record(state: StateDir, store: Store) -> Iterator[Finding]:
 
 def _state_advice(text: str) -> str:
     if "damaged" in text:
-        return (
-            "end all notebooks and the agent, move queue.db and its companions away and keep them: "
-            "a new, empty record is made; logs stay where they are"
-        )
+        return "end all notebooks and the agent, then `gpusched doctor --fix`; a backup is kept"
     return "or choose another local folder with GPUSCHED_STATE_DIR"
 
 

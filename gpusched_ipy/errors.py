@@ -37,6 +37,17 @@ class StoreError(UserError):
     """The record cannot be read or written (full disk, damage, a newer schema)."""
 
 
+class DamagedJobError(StoreError):
+    """One job cannot be read in the record: its checksum does not match. The others go on."""
+
+    def __init__(self, job_id: int) -> None:
+        super().__init__(
+            f"job {job_id} is damaged in the record (its checksum does not match); "
+            "`gpusched doctor --fix` sets it aside and saves the others"
+        )
+        self.job_id = job_id
+
+
 class JobFailedError(UserError):
     """A job has not ended well, so it has no result.
 

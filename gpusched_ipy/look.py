@@ -77,6 +77,17 @@ def job_record(queue: Queue, job: Job) -> dict[str, Any]:
     )
 
 
+def damage(jobs: tuple[int, ...]) -> str:
+    """What is said of jobs that cannot be read in the record."""
+    ids = ", ".join(str(number) for number in jobs[:10])
+    more = f" and {len(jobs) - 10} more" if len(jobs) > 10 else ""
+    left_out = "is left out" if len(jobs) == 1 else "are left out"
+    return (
+        f"job {ids}{more} of the record {left_out}: damaged; the others go on, and "
+        "`gpusched doctor --fix` sets it aside"
+    )
+
+
 def job_table(queue: Queue, jobs: Iterable[Job], monitor: Monitor | None = None) -> list[JobRow]:
     """The rows of jobs, their GPUs by index where a quick reading tells it."""
     shown = list(jobs)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from gpusched_ipy.config import Clock
 from gpusched_ipy.database import Database
-from gpusched_ipy.errors import JobNotFoundError
+from gpusched_ipy.errors import DamagedJobError, JobNotFoundError
 from gpusched_ipy.job import Job, JobState
 from gpusched_ipy.process import ProcessId, boot_id
 from gpusched_ipy.rows import in_this_boot, to_job
+from gpusched_ipy.statedir import StateDir
 
 OPEN_STATES = "('pending','starting','running')"
 
@@ -42,11 +45,16 @@ class Event:
 class Lookup(Database):
     """Everything that can be asked about jobs."""
 
+    def __init__(self, state: StateDir, clock: Clock | None = None) -> None:
+        self._damaged: set[int] = set()
+        super().__init__(state, clock)
+
     def job(self, job_id: int) -> Job:
         """The job of that id.
 
         Raises:
             JobNotFoundError: there is none.
+            DamagedJobError: there is, and it cannot be read.
         """
         found = self._one("SELECT * FROM jobs WHERE id = ?", (job_id,))
         if found is None:
@@ -144,17 +152,34 @@ class Lookup(Database):
         rows = self._query("SELECT * FROM leases ORDER BY gpu, job_id")
         return [Lease(**{**dict(row), "shared": bool(row["shared"])}) for row in rows]
 
+    @property
+    def damaged(self) -> tuple[int, ...]:
+        """The jobs that were found damaged: they are left out of every list, and never started."""
+        return tuple(sorted(self._damaged))
+
     def _one(self, query: str, values: Sequence[Any] = ()) -> Job | None:
-        found = self._many(query, values)
-        return found[0] if found else None
+        row = self._first(query, values)
+        return None if row is None else self._read(row)
 
     def _many(self, query: str, values: Sequence[Any] = ()) -> list[Job]:
+        return self._sound(self._query(query, values))
+
+    def _sound(self, rows: Iterable[Any]) -> list[Job]:
+        """The jobs of these rows; one that is damaged costs itself alone."""
+        found = []
+        for row in rows:
+            with suppress(DamagedJobError):
+                found.append(self._read(row))
+        return found
+
+    def _read(self, row: Any) -> Job:
         now = self._clock.now()
-        boot, newer = boot_id(), self.read_only is not None
-        return [
-            in_this_boot(to_job(row, newer=newer), row["boot"], boot, wall=now.wall, mono=now.mono)
-            for row in self._query(query, values)
-        ]
+        try:
+            job = to_job(row, newer=self.read_only is not None)
+        except DamagedJobError as exc:
+            self._damaged.add(exc.job_id)
+            raise
+        return in_this_boot(job, row["boot"], boot_id(), wall=now.wall, mono=now.mono)
 
 
 def _glob(pattern: str) -> str:

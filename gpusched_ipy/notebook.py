@@ -13,7 +13,7 @@ from gpusched_ipy.job import Job, JobKind, JobState
 from gpusched_ipy.joblog import follow, written
 from gpusched_ipy.kernel import KernelSession
 from gpusched_ipy.lines import Arguments, parse_queue
-from gpusched_ipy.look import Look, job_record, job_table
+from gpusched_ipy.look import Look, damage, job_record, job_table
 from gpusched_ipy.terminal import plain_table, safe_text, show_table
 from gpusched_ipy.view import (
     GPU_COLUMNS,
@@ -71,6 +71,8 @@ class Notebook:
         caption = f"{running} running, {waiting} waiting; higher priority runs first"
         if drained := self._queue.drained:
             caption += f"; the queue is drained ({drained}): %gpuq resume starts jobs again"
+        if damaged := self._queue.store.damaged:
+            caption += f"; {damage(damaged)}"
         self._jobs(jobs, caption)
 
     def _show(self, asked: Arguments) -> None:

@@ -6,7 +6,7 @@ A round of the scheduler costs what has changed, not what is queued.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from gpusched_ipy.config import Clock
@@ -22,12 +22,21 @@ class OpenJobs:
     Args:
         keep_s: how long an ended allocation is remembered: a reading may still show it. The last
             one of each notebook is kept beyond that, for turns between them.
+        ended: called with every job that has ended, and again when more is known of it.
     """
 
-    def __init__(self, store: Store, clock: Clock, *, keep_s: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        keep_s: float,
+        ended: Callable[[Job], None] = lambda _job: None,
+    ) -> None:
         self._store = store
         self._clock = clock
         self._keep_s = keep_s
+        self._ended_seen = ended
         self.forget()
 
     def forget(self) -> None:
@@ -51,6 +60,8 @@ class OpenJobs:
         self._rev, changed = self._store.changed_since(self._rev)
         for job in changed:
             self.put(job)
+        for number in self._store.damaged:
+            self._drop(number)
 
     def put(self, job: Job) -> None:
         """Take over how a job stands now."""
@@ -64,6 +75,7 @@ class OpenJobs:
             self._remember_end(before)
         if job.ended:
             self._outcomes[job.id] = job.state
+            self._ended_seen(job)
             if before is not None:
                 self._just_ended.append(job)
         else:
@@ -71,13 +83,23 @@ class OpenJobs:
         if job.state in ACTIVE:
             self._since.setdefault((job.id, job.epoch), self._clock.now().mono)
 
+    def _drop(self, job_id: int) -> None:
+        """Know a job no more: it cannot be read. The locks that its processes hold still count."""
+        before = self.jobs.pop(job_id, None)
+        if before is not None:
+            self._sort_out(before)
+            self.line.drop(job_id)
+
+    def _sort_out(self, before: Job) -> None:
+        for part in (self._active, self._bound):
+            part.pop(before.id, None)
+        self._unheld.discard(before.id)
+        if before.state is JobState.PENDING:
+            self._needed.subtract(_after(before))
+
     def _sort_in(self, before: Job | None, job: Job) -> None:
         if before is not None:
-            for part in (self._active, self._bound):
-                part.pop(job.id, None)
-            self._unheld.discard(job.id)
-            if before.state is JobState.PENDING:
-                self._needed.subtract(_after(before))
+            self._sort_out(before)
         if job.state in ACTIVE:
             self._active[job.id] = job
         elif job.state is JobState.PENDING:

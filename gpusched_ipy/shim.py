@@ -15,7 +15,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -98,23 +98,25 @@ def _obey(store: Store, order: Order) -> None:
         if job is not None:
             store.join(membership.key, "shim", f"job {job.id}")
     if job is not None:
-        outcome = _run(store, job, order)
-        try:
-            _end(store, job, outcome, membership.key)
-        except StoreError:
-            # The GPUs are given on even where the record cannot be written: the lock is the truth.
+        with ExitStack() as later:
+            outcome = _run(store, job, order, later)
+            # None of its processes is left here; the lock is the truth, whatever can be recorded.
             _close(order.gpu_fds)
-            _insist(store, job, outcome, membership.key)
-        else:
-            _close(order.gpu_fds)
+            try:
+                _end(store, job, outcome, membership.key)
+            except StoreError:
+                _insist(store, job, outcome, membership.key)
     else:
         _close(order.gpu_fds)
     membership.leave()
+    # Not before the next job has heard of it: it costs milliseconds on some disks.
+    with suppress(OSError):
+        store.sync()
     _call_agent(store)
 
 
 def _end(store: Store, job: Job, outcome: Outcome, member: str) -> None:
-    with store.writing():
+    with store.writing(durable=False):
         # Of a job that cannot be read in the record nothing can be recorded; nobody waits for it.
         with suppress(DamagedJobError):
             record(store, job, outcome)
@@ -137,7 +139,7 @@ def _close(fds: Iterable[int]) -> None:
         os.close(fd)
 
 
-def _run(store: Store, job: Job, order: Order) -> Outcome:
+def _run(store: Store, job: Job, order: Order, later: ExitStack) -> Outcome:
     assert job.attempt is not None
     try:
         log = LogCap(store.state.log(job.attempt), order.log_cap)
@@ -154,7 +156,7 @@ def _run(store: Store, job: Job, order: Order) -> Outcome:
             # It runs; whether the record can say so at once or not.
             with suppress(StoreError):
                 store.set_process(job.attempt, leader)
-        outcome = supervise(store, job, child)
+        outcome = supervise(store, job, child, later)
     return _explained(outcome, store.state.log(job.attempt))
 
 
@@ -204,8 +206,13 @@ def _start(store: Store, job: Job, order: Order) -> subprocess.Popen[bytes]:
     return child
 
 
-def supervise(store: Store, job: Job, child: subprocess.Popen[bytes]) -> Outcome:
-    """Wait for the end of the command, a cancel, or the walltime."""
+def supervise(
+    store: Store, job: Job, child: subprocess.Popen[bytes], later: ExitStack
+) -> Outcome:
+    """Wait for the end of the command, a cancel, or the walltime.
+
+    ``later`` gets what is to be closed once the end has been recorded.
+    """
     happened: SimpleQueue[str] = SimpleQueue()
 
     def await_exit() -> None:
@@ -216,12 +223,9 @@ def supervise(store: Store, job: Job, child: subprocess.Popen[bytes]) -> Outcome
     # Imported only now: the job is running already.
     from gpusched_ipy.bell import Bell
 
-    bell = Bell(store.state.bell, lambda: happened.put(_BELL))
+    later.callback(Bell(store.state.bell, lambda: happened.put(_BELL)).close)
     happened.put(_BELL)  # a cancel may have come before we listened
-    try:
-        forced = _until_end(store, job, child, happened)
-    finally:
-        bell.close()
+    forced = _until_end(store, job, child, happened)
     if has_descendants():
         end_tree(os.getpid(), first=signal.SIGTERM)
         _collect_strays(child.pid)
