@@ -52,6 +52,7 @@ class Database:
         self._pid = os.getpid()
         self.read_only: str | None = None  # why, where a newer version has written the record
         self._reserved = False
+        self._durable = True
         _OPEN.add(self)
         with self._mutex, self._queue_lock:
             self._db = self._open()
@@ -62,8 +63,12 @@ class Database:
             self._db.close()
 
     @contextmanager
-    def writing(self) -> Iterator[Self]:
+    def writing(self, *, durable: bool = True) -> Iterator[Self]:
         """One write transaction under the queue lock; blocks inside it join it.
+
+        Args:
+            durable: it survives a power cut from now on; otherwise from the next durable one of
+                any member on, or from ``sync``. The death of a process takes neither away.
 
         Raises:
             StoreError: the record cannot be written (full disk, damage); nothing has changed.
@@ -77,7 +82,7 @@ class Database:
                 self._depth, self._rang = 1, False
                 try:
                     with _readable_errors(self.state):
-                        self._begin()
+                        self._begin(durable)
                         try:
                             yield self
                             self._db.execute("COMMIT")
@@ -96,11 +101,29 @@ class Database:
         """Wait until no other thread is inside SQLite: a child could never take its locks back."""
         return self._mutex if self._mutex.acquire(timeout=_FORK_WAIT_S) else None
 
-    def _begin(self) -> None:
+    def sync(self) -> None:
+        """Make durable what was written without being so.
+
+        Raises:
+            OSError: the disk fails.
+        """
+        log = self.state.database.with_name(self.state.database.name + "-wal")
+        # SQLite keeps no lock on this file: closing a descriptor of it drops none.
+        with suppress(FileNotFoundError):
+            fd = os.open(log, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def _begin(self, durable: bool) -> None:
         """Open a transaction, unless this version may not write (any more)."""
         if not self._reserved and self.read_only is None:
             reserve(self._db, self.state)
             self._reserved = True
+        if durable is not self._durable:
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._durable = durable
         self._db.execute("BEGIN IMMEDIATE")
         version = schema_version(self._db)
         if version > SCHEMA_VERSION:
@@ -139,7 +162,7 @@ class Database:
             _ABANDONED.append(self._db)
             self._queue_lock = FileLock(self.state.queue_lock)
             with self._queue_lock:
-                self._db = self._open()
+                self._db, self._durable = self._open(), True
 
     def _open(self) -> sqlite3.Connection:
         os.close(open_private(self.state.bell))

@@ -200,7 +200,8 @@ def _run(
         leader = ProcessId.of(child.pid)
         if leader is not None and job.attempt is not None:
             queue.store.set_process(job.attempt, leader)
-        return supervise(queue.store, job, child)
+        with ExitStack() as later:
+            return supervise(queue.store, job, child, later)
     except BaseException:
         end_tree(os.getpid())  # nothing may go on that nobody can record
         raise

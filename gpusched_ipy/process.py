@@ -246,10 +246,11 @@ def signal_if(pid: int, number: signal.Signals, is_the_one: Callable[[], bool]) 
 
 
 class ExitWatch:
-    """Tells at once when any of a set of processes ends (pidfd on Linux)."""
+    """Tells at once, and once, when any of a set of processes ends (pidfd on Linux)."""
 
     def __init__(self) -> None:
         self._fds: dict[int, int] = {}
+        self._over: set[int] = set()  # watched ones whose end has been told
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -259,13 +260,21 @@ class ExitWatch:
     def watch(self, pids: Iterable[int]) -> None:
         """Watch exactly these processes; what cannot be watched is left to sampling."""
         wanted = set(pids)
+        self._over &= wanted
         for pid in set(self._fds) - wanted:
             os.close(self._fds.pop(pid))
         if not hasattr(os, "pidfd_open"):
             return
-        for pid in wanted - set(self._fds):
+        for pid in wanted - set(self._fds) - self._over:
             with suppress(OSError):
                 self._fds[pid] = os.pidfd_open(pid)
+
+    def told(self, fds: Iterable[int]) -> None:
+        """These were readable: their processes have ended and are not watched any more."""
+        ready = set(fds)
+        for pid in [pid for pid, fd in self._fds.items() if fd in ready]:
+            os.close(self._fds.pop(pid))
+            self._over.add(pid)
 
     def close(self) -> None:
         """Watch nothing any more."""

@@ -215,7 +215,8 @@ class Scheduler:
         return claims
 
     def _write_into(self, claims: list[Claim], ready: set[int]) -> None:
-        with self.store.writing():
+        # A claim need not reach the disk by itself: no job begins before its ``take_over`` has.
+        with self.store.writing(durable=False):
             reap(self.store, self._open.depend_on_members)
             self._open.refresh()
             decision = self._outlook.decide(self._outlook.look())

@@ -206,9 +206,7 @@ def _start(store: Store, job: Job, order: Order) -> subprocess.Popen[bytes]:
     return child
 
 
-def supervise(
-    store: Store, job: Job, child: subprocess.Popen[bytes], later: ExitStack
-) -> Outcome:
+def supervise(store: Store, job: Job, child: subprocess.Popen[bytes], later: ExitStack) -> Outcome:
     """Wait for the end of the command, a cancel, or the walltime.
 
     ``later`` gets what is to be closed once the end has been recorded.

@@ -187,10 +187,10 @@ class Store(Archive, Arrays, Roster):
 
     def set_process(self, attempt: str, process: ProcessId) -> None:
         """Record which process leads the attempt: for people, and for whoever must end it."""
-        with self.writing():
+        with self.writing(durable=False):
             self._db.execute(
-                "UPDATE attempts SET pid = ?, start_ticks = ? WHERE attempt = ?",
-                (process.pid, process.start_ticks, attempt),
+                "UPDATE attempts SET pid = ?, start_ticks = ?, boot = ? WHERE attempt = ?",
+                (process.pid, process.start_ticks, process.boot, attempt),
             )
             self._rang = True
 
@@ -297,6 +297,7 @@ class Store(Archive, Arrays, Roster):
             job = self.job(job.id)
             if job.state not in FINAL:
                 raise UserError(f"job {job.id} is {job.state}; only an ended job can be requeued")
+            self._check_key_is_free(job)
             again = replace(
                 job,
                 spec=replace(job.spec, home=home) if home else job.spec,
@@ -317,6 +318,14 @@ class Store(Archive, Arrays, Roster):
                 not_before_mono=None,
             )
             return self._move(again, JobState.PENDING, "requeued", {})
+
+    def _check_key_is_free(self, job: Job) -> None:
+        key = key_of(job.spec)
+        stands = None if key is None else self.standing(key)
+        if stands is not None and stands.id != job.id:
+            raise UserError(
+                f"job {job.id} has been submitted again under its key, as job {stands.id}"
+            )
 
     def set_usage(
         self,

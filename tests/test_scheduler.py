@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import select
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +22,7 @@ from gpusched_ipy.errors import StoreError
 from gpusched_ipy.job import Job, JobKind, JobSpec, JobState, Request
 from gpusched_ipy.locks import GpuLocks, Membership
 from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.process import ExitWatch
 from gpusched_ipy.scheduler import Claim, Scheduler
 from gpusched_ipy.snapshot import Snapshot
 from gpusched_ipy.statedir import StateDir, open_state_dir
@@ -420,3 +424,22 @@ def test_the_loop_runs_by_itself_and_ends(bench: Bench, fake: FakeScript) -> Non
     assert len(loops) == 1
     bench.scheduler.stop()
     assert not loops[0].is_alive()
+
+
+def test_the_end_of_a_process_is_told_once() -> None:
+    watch = ExitWatch()
+    child = subprocess.Popen(["sleep", "0.05"])
+    try:
+        watch.watch([child.pid, os.getpid()])
+        waiting = select.poll()
+        for fd in watch.fds:
+            waiting.register(fd, select.POLLIN)
+        (ready,) = waiting.poll(30_000)
+        watch.told([ready[0]])
+        watch.watch([child.pid, os.getpid()])  # the record may still name it
+        assert ready[0] not in watch.fds
+        assert len(watch.fds) == 1
+    finally:
+        child.wait()
+        watch.close()
+    assert watch.fds == ()

@@ -388,3 +388,17 @@ def _step(store: Store, job: Job, dice: random.Random) -> None:
 def test_a_replaced_job_is_still_the_same_row(store: Store) -> None:
     job = store.submit(spec())
     assert replace(job, priority=3) != store.job(job.id)
+
+
+def test_only_what_must_outlive_a_power_cut_waits_for_the_disk(store: Store) -> None:
+    def level() -> int:
+        return int(store._db.execute("PRAGMA synchronous").fetchone()[0])
+
+    full, normal = 2, 1
+    with store.writing(durable=False):
+        assert level() == normal
+        with store.writing():  # it joins, and may not ask for more than the outer one
+            assert level() == normal
+    store.sync()
+    with store.writing():
+        assert level() == full
