@@ -7,29 +7,30 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 
 from gpusched_ipy.job import ACTIVE, FINAL, Job
-from gpusched_ipy.lookup import OPEN_STATES, Lookup
+from gpusched_ipy.chronicle import Chronicle
+from gpusched_ipy.lookup import OPEN_STATES
 from gpusched_ipy.rows import to_job
 
 # So many rows go in one transaction: nobody waits long for the queue lock.
 _PAGE = 500
 
 
-class Archive(Lookup):
+class Archive(Chronicle):
     """Everything about jobs that are over."""
 
     def ended(self) -> Iterator[Job]:
         """Every ended job, oldest first; one page at a time."""
         at = 0
         while True:
-            found = self._many(
+            rows = self._query(
                 f"SELECT * FROM jobs WHERE id > ? AND state NOT IN {OPEN_STATES} ORDER BY id"
                 " LIMIT ?",
                 (at, _PAGE),
             )
-            if not found:
+            if not rows:
                 return
-            yield from found
-            at = found[-1].id
+            yield from self._sound(rows)
+            at = rows[-1]["id"]
 
     def attempts(self) -> dict[str, int]:
         """The job of each attempt that was ever made and is not forgotten."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
-from gpusched_ipy import policy
+from gpusched_ipy import backlog, policy
 from gpusched_ipy.attribution import attribute
 from gpusched_ipy.backends import Detail
 from gpusched_ipy.config import Clock, Settings
 from gpusched_ipy.job import BOUND_KINDS, Job, JobKind, Member, WaitCode, WaitReason
+from gpusched_ipy.learned import Learned
 from gpusched_ipy.offers import Offers
 from gpusched_ipy.openjobs import OpenJobs
+from gpusched_ipy.policy.standing import Known
 from gpusched_ipy.usage import UsageTracker
 
 if TYPE_CHECKING:
@@ -52,7 +54,13 @@ class Outlook:
         self._kinds = kinds
         self._settings = settings
         self._clock = clock
-        self.open = OpenJobs(store, clock, keep_s=settings.quiet_s + settings.sample_interval_s)
+        self._learned = Learned(store)
+        self.open = OpenJobs(
+            store,
+            clock,
+            keep_s=settings.quiet_s + settings.sample_interval_s,
+            ended=self._learned.saw,
+        )
         self._offers = Offers()
         self._usage = UsageTracker()
         self._once: Snapshot | None = None
@@ -110,16 +118,23 @@ class Outlook:
 
     def decide(self, snapshot: Snapshot | None) -> policy.Decision:
         """What to do now, as far as this member knows."""
-        return policy.decide(
+        now, jobs = self._clock.now(), self.open.jobs
+        shortest = self._settings.order == "shortest"
+        known = self._known()
+        known["ended"] = self.open.states_of_dependencies()
+        known["drained"] = self._store.drained is not None
+        known["worst_backlog_s"] = backlog.worst_s(self._store, now.wall) if shortest else 0.0
+        decision = policy.decide(
             self.open.line,
             snapshot,
-            self.open.allocations(),
+            self._learned.with_ends(self.open.allocations(), jobs, now.mono),
             self._settings,
-            self._clock.now(),
-            members=self._members(),
-            ended=self.open.states_of_dependencies(),
-            drained=self._store.drained is not None,
+            now,
+            **known,
         )
+        if shortest:
+            backlog.note(self._store, decision.backlog_s, now.wall)
+        return decision
 
     def confirm(self, start: policy.Start, snapshot: Snapshot) -> WaitReason | None:
         """Whether that start still stands on this reading; None when it does."""
@@ -130,7 +145,7 @@ class Outlook:
             self.open.allocations(),
             self._settings,
             self._clock.now(),
-            members=self._members(),
+            **self._known(),
         )
 
     def offer(self, decision: policy.Decision) -> None:
@@ -173,6 +188,11 @@ class Outlook:
     @property
     def _name(self) -> str:
         return f"scheduler {self._key}"
+
+    def _known(self) -> Known:
+        known = self._learned.known(self.open.jobs)
+        known["members"] = self._members()
+        return known
 
     def _members(self) -> Mapping[str, Member]:
         return self._offers.as_they_react(self._store.members(), self._clock.now().mono)

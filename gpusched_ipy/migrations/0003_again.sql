@@ -13,3 +13,7 @@ ALTER TABLE jobs ADD COLUMN hold_reason TEXT;  -- why the queue itself has held 
 CREATE INDEX jobs_by_array ON jobs (array_id, id) WHERE array_id IS NOT NULL;
 CREATE UNIQUE INDEX jobs_by_key ON jobs (job_key)
   WHERE job_key IS NOT NULL AND state IN ('pending','starting','running','completed');
+-- The runs of a name, newest first: what a job is expected to take is learned from them.
+CREATE INDEX jobs_past ON jobs (name, ended_at) WHERE run_s IS NOT NULL;
+-- The boot in which the process of an attempt was started: in another one its pid is a stranger's.
+ALTER TABLE attempts ADD COLUMN boot TEXT;

@@ -36,6 +36,7 @@ class Known(TypedDict, total=False):
     members: Mapping[str, Member]  # the processes that use the queue, by key
     ended: Mapping[int, JobState]  # the states of jobs that others depend on; missing: not ended
     expected: Mapping[int, float]  # seconds that a job is expected to run, by id, from its history
+    longest: Mapping[int, float]  # seconds that it will hardly exceed, likewise
     memory: Mapping[int, int]  # bytes that a job is expected to need on each GPU, likewise
     worst_backlog_s: float  # the largest ``Decision.backlog_s`` of the last days
     drained: bool  # the user has stopped new starts
@@ -52,6 +53,7 @@ class Facts:
     members: Mapping[str, Member] = field(default_factory=dict)
     ended: Mapping[int, JobState] = field(default_factory=dict)
     expected: Mapping[int, float] = field(default_factory=dict)
+    longest: Mapping[int, float] = field(default_factory=dict)
     memory: Mapping[int, int] = field(default_factory=dict)
     worst_backlog_s: float = 0.0
     drained: bool = False
@@ -115,7 +117,9 @@ class Facts:
     def limit_s(self, job: Job) -> float | None:
         """For how long it runs at most, as far as known: its walltime, else what history says."""
         walltime = job.spec.request.time_s
-        return self.expected.get(job.id) if walltime is None else walltime
+        if walltime is not None:
+            return walltime
+        return self.longest.get(job.id, self.expected.get(job.id))
 
     def area_s(self, job: Job) -> float | None:
         """GPU seconds that ``job`` is expected to take, as far as known."""
