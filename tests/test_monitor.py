@@ -22,8 +22,9 @@ from gpusched_ipy.backends.fake import FakeBackend
 from gpusched_ipy.config import Clock, Instant, Settings, SystemClock
 from gpusched_ipy.errors import BackendReadError
 from gpusched_ipy.monitor import Monitor
-from gpusched_ipy.monitor.readings import Reading, SharedReadings
+from gpusched_ipy.monitor.readings import SharedReadings
 from gpusched_ipy.monitor.recent import WHOLE_S, QuietWindows, Recent
+from gpusched_ipy.monitor.wire import Reading
 from gpusched_ipy.snapshot import Gpu, GpuProcess, Snapshot
 
 INTERVAL = 0.05

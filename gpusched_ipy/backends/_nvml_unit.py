@@ -28,10 +28,11 @@ from gpusched_ipy.backends._nvml_library import (
     health_of,
 )
 from gpusched_ipy.backends._nvml_listing import Listing
-from gpusched_ipy.snapshot import Gpu, Health, MemoryKind
+from gpusched_ipy.snapshot import Gpu, GpuProcess, Health, MemoryKind
 
 # NVML: "each sample period may be between 1 second and 1/6 second, depending on the product".
 WINDOW_S = 1.0
+LIST_S = 5.0  # for how long a process list is taken for true while the memory stays the same
 COMPUTE_MODES = {0: "default", 2: "prohibited", 3: "exclusive_process"}
 # HW slowdown, SW thermal, HW thermal, HW power brake. A software power cap is how a card runs at
 # full work, and no fault.
@@ -41,7 +42,7 @@ _LOAD, _FULL = int(Detail.LOAD), int(Detail.FULL)
 _new = Gpu.__new__
 _NAMES = tuple(item.name for item in fields(Gpu))
 _PUT = tuple(getattr(Gpu, name).__set__ for name in _NAMES)
-_UTILIZATION, _WINDOW, _USED, _TOTAL, _RESERVED = (
+_UTILIZATION, _WINDOW, _USED, _TOTAL, _RESERVED, _PROCESSES = (
     _NAMES.index(name)
     for name in (
         "utilization",
@@ -49,6 +50,7 @@ _UTILIZATION, _WINDOW, _USED, _TOTAL, _RESERVED = (
         "mem_used_bytes",
         "mem_total_bytes",
         "mem_reserved_bytes",
+        "processes",
     )
 )
 # Used, total, reserved; and the pressure where the memory is the machine's.
@@ -103,6 +105,7 @@ class Unit:
         "_fault",
         "_handle",
         "_is_instance",
+        "_known_list",
         "_last",
         "_last_values",
         "_listing",
@@ -121,13 +124,20 @@ class Unit:
             handle, calls, identities, note=self._note_optional, shares=not self._is_instance
         )
         self._calls = calls
+        # Memory used then, time, and the processes.
+        self._known_list: tuple[int | None, float, tuple[GpuProcess, ...] | None] | None = None
         self._last: Gpu | None = None
         self._last_values: object = None
         self._template: list[Any] | None = None
         self._fault = OK  # the first code of this reading that says the card is not well
 
-    def read(self, detail: Detail, wall: float) -> Gpu:
+    def read(self, detail: Detail, wall: float, watching: bool = False) -> Gpu:
         """The values now; ``wall`` is the time of the reading.
+
+        Args:
+            detail: what is wanted.
+            wall: s since the epoch.
+            watching: the last process list will do while the memory has not moved.
 
         Raises:
             NvmlError: the library has to be initialised, or the cards to be looked for, again.
@@ -148,11 +158,13 @@ class Unit:
             memory: Memory = (info.used, total, info.reserved, None)
         else:
             memory = self._other_memory(code)
-        if detail == _LOAD and not self._fault:
-            return self._light(utilization, memory)
+        if detail != _FULL and not self._fault:
+            processes = None if detail == _LOAD else self._list(memory, wall, watching)
+            if not self._fault:
+                return self._light(utilization, memory, processes)
         processes = None
         if not self._fault:
-            processes = self._listing.read(wall if detail == _FULL else None)
+            processes = self._listing.read(wall)
         extra = self._extra() if detail == _FULL and not self._fault else _NO_EXTRA
         if self._fault:
             return self.facts.gpu(health_of(self._fault), explain(self._fault))
@@ -168,26 +180,49 @@ class Unit:
             processes=processes,
         )
 
-    def _light(self, utilization: float | None, memory: Memory) -> Gpu:
-        """The GPU with utilization and memory; the same object as long as these do not change."""
-        values = (utilization, memory)
+    def _list(self, memory: Memory, wall: float, watching: bool) -> tuple[GpuProcess, ...] | None:
+        """The processes, asked for where the last list may no longer be true."""
+        used, _, _, pressure = memory
+        known = self._known_list
+        # The memory of the whole machine moves for other reasons, and stays for others.
+        if watching and known is not None and used is not None and pressure is None:
+            listed_used, listed_at, listed = known
+            if used == listed_used and 0 <= wall - listed_at < LIST_S:
+                return listed
+        listed = self._listing.read(None)
+        self._known_list = (used, wall, listed)
+        return listed
+
+    def _light(
+        self,
+        utilization: float | None,
+        memory: Memory,
+        processes: tuple[GpuProcess, ...] | None,
+    ) -> Gpu:
+        """The GPU without the dearest values; the same object as long as nothing changes."""
+        values = (utilization, memory, processes)
         if self._last is None or values != self._last_values:
             self._last_values = values
-            self._last = self._copy(utilization, memory)
+            self._last = self._copy(utilization, memory, processes)
         return self._last
 
-    def _copy(self, utilization: float | None, memory: Memory) -> Gpu:
+    def _copy(
+        self,
+        utilization: float | None,
+        memory: Memory,
+        processes: tuple[GpuProcess, ...] | None,
+    ) -> Gpu:
         """As :meth:`_gpu` makes it, at half the price: the fixed fields are copied slot by slot."""
         if memory[3] is not None:
-            return self._gpu(utilization, memory)
+            return self._gpu(utilization, memory, processes=processes)
         if self._template is None:
             made = self._gpu(utilization, memory)
             self._template = [getattr(made, name) for name in _NAMES]
-            return made
         template = self._template
         template[_UTILIZATION] = utilization
         template[_WINDOW] = None if utilization is None else WINDOW_S
         template[_USED], template[_TOTAL], template[_RESERVED] = memory[:3]
+        template[_PROCESSES] = processes
         copy = _new(Gpu)
         for put, value in zip(_PUT, template, strict=True):
             put(copy, value)

@@ -73,6 +73,7 @@ class NvmlBackend:
         self._library = Library(nvml or load_pynvml())
         self._calls: Calls | None = None
         self._driver: str | None = None
+        self._watching = False  # for the length of a reading
         self._units: tuple[Unit, ...] = ()
         self._fixed: tuple[Gpu, ...] = ()  # cards that answer nothing but who they are
         self._sleepers: dict[str, str] = {}  # UUID to bus address of cards that may be suspended
@@ -83,8 +84,18 @@ class NvmlBackend:
         self._retry_at = 0.0
         self._failed: int | None = None  # the code that ended the last attempt
 
-    def read(self, detail: Detail = Detail.FULL) -> Snapshot:
+    def watch(self, detail: Detail = Detail.FULL) -> Snapshot:
+        """As :meth:`read`, for a reading that starts nothing by itself.
+
+        The process list of a card whose used memory is to the byte what it was at its last list is
+        taken from there for up to 5 s: a process that comes or goes takes or frees some, and asking
+        is the dearest call there is, for the users of the card as well.
+        """
+        return self.read(detail, watching=True)
+
+    def read(self, detail: Detail = Detail.FULL, *, watching: bool = False) -> Snapshot:
         """The GPUs now; what went wrong as a whole is the problem of the snapshot."""
+        self._watching = watching
         began = time.perf_counter()
         now = self._clock.now()
         problem: str | None = None
@@ -157,7 +168,8 @@ class NvmlBackend:
             self._enumerate()
             self._enumerated_at = now.mono
         if not self._sleepers:
-            read = tuple([unit.read(detail, now.wall) for unit in self._units])
+            again = self._watching
+            read = tuple([unit.read(detail, now.wall, again) for unit in self._units])
         else:
             read = tuple([self._read_or_leave(unit, detail, now.wall) for unit in self._units])
         return read + self._fixed if self._fixed else read
@@ -167,7 +179,7 @@ class NvmlBackend:
         if bus_id is not None and self._bus.asleep(bus_id):
             text = "suspended to save power; it is not woken only to be looked at"
             return unit.facts.gpu(Health.ASLEEP, text)
-        return unit.read(detail, wall)
+        return unit.read(detail, wall, self._watching)
 
     def _start(self, now: Instant) -> None:
         """Initialise, or fail at once while the pause after the last failure lasts."""

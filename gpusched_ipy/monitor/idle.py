@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from gpusched_ipy.monitor.recent import altered
 from gpusched_ipy.snapshot import Gpu, GpuProcess, Snapshot
 
 IDLE_AFTER_S = 60.0  # a shorter rest is a data loader's, not worth a word
@@ -43,8 +44,9 @@ class IdleProcesses:
     def _gpu(self, gpu: Gpu, before: dict[_Identity, _Rest], mono: float) -> Gpu:
         if not gpu.processes:
             return gpu
-        marked = tuple(self._process(gpu, process, before, mono) for process in gpu.processes)
-        return replace(gpu, processes=marked)
+        marked = tuple([self._process(gpu, process, before, mono) for process in gpu.processes])
+        # Most rest for too short a time to be marked: the same objects, and the same GPU.
+        return gpu if marked == gpu.processes else altered(gpu, processes=marked)
 
     def _process(
         self, gpu: Gpu, process: GpuProcess, before: dict[_Identity, _Rest], mono: float

@@ -23,9 +23,10 @@ from pathlib import Path
 from gpusched_ipy.backends import Detail, detect
 from gpusched_ipy.config import Clock, Settings, SystemClock
 from gpusched_ipy.monitor.idle import IdleProcesses
-from gpusched_ipy.monitor.readings import NEVER, Reading, SharedReadings
+from gpusched_ipy.monitor.readings import SharedReadings
 from gpusched_ipy.monitor.recent import Allocated, QuietWindows, Recent, with_jobs
 from gpusched_ipy.monitor.sampler import Chooser, Need, Sampler, Source, no_reading
+from gpusched_ipy.monitor.wire import NEVER, Reading
 from gpusched_ipy.snapshot import Snapshot
 
 _log = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class Monitor:
         """As new: at the beginning, and in the child of a fork, which has none of the threads."""
         self._cond = threading.Condition()
         self._wants: dict[str, _Want] = {}
+        self._paces: tuple[float, ...] | None = None  # worked out of the wants; None: not yet
         self._asks: list[_Ask] = []
         self._listeners: list[Listener] = []
         self._running: _Running | None = None
@@ -120,6 +122,7 @@ class Monitor:
             before = self._wants.get(who)
             self._wants[who] = _Want(max(MIN_INTERVAL_S, interval), detail)
             self._ensure_thread()
+            self._paces = None
             if before != self._wants[who]:  # loops say the same again at every turn
                 self._cond.notify_all()
 
@@ -127,6 +130,7 @@ class Monitor:
         """End a want; one that is not there is ended already."""
         with self._cond:
             if self._wants.pop(who, None) is not None:
+                self._paces = None
                 self._cond.notify_all()
 
     @contextmanager
@@ -227,6 +231,7 @@ class Monitor:
         with self._cond:
             running, self._running = self._running, None
             self._wants.clear()
+            self._paces = None
             for ask in self._asks:
                 ask.done.set()
             self._asks.clear()
@@ -296,24 +301,30 @@ class Monitor:
 
     def _periods(self) -> tuple[float, ...]:
         """For each detail how often it is wanted; NEVER where nobody wants it."""
-        periods = [NEVER] * len(Detail)
-        for want in self._wants.values():
-            periods[want.detail] = min(periods[want.detail], want.interval_s)
-        fastest = min(periods)
-        if fastest != NEVER:
-            periods[Detail.FULL] = min(periods[Detail.FULL], max(SLOW_S, fastest))
-        return tuple(periods)
+        if self._paces is None:
+            periods = [NEVER] * len(Detail)
+            for want in self._wants.values():
+                periods[want.detail] = min(periods[want.detail], want.interval_s)
+            fastest = min(periods)
+            if fastest != NEVER:
+                periods[Detail.FULL] = min(periods[Detail.FULL], max(SLOW_S, fastest))
+            self._paces = tuple(periods)
+        return self._paces
 
     def _due(self, lag_s: float) -> tuple[float, Detail]:
         """When the next reading is due, and the most that is due about then."""
         periods = self._periods()
-        dues = [
-            NEVER if period == NEVER else last + period + lag_s
-            for period, last in zip(periods, self._lasts, strict=True)
-        ]
+        dues = [last + period + lag_s for period, last in zip(periods, self._lasts, strict=True)]
+        for detail in Detail:
+            if periods[detail] == NEVER:
+                dues[detail] = NEVER
         first = min(dues)
         about = first + 0.1 * min(periods) if first > -NEVER else first
-        return first, max((item for item in Detail if dues[item] <= about), default=Detail.LOAD)
+        most = Detail.LOAD
+        for detail in Detail:
+            if dues[detail] <= about:
+                most = detail
+        return first, most
 
     def _need(self, detail: Detail, *, own: bool = False) -> Need:
         periods = self._periods()

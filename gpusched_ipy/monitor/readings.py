@@ -21,44 +21,26 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import math
 import os
 import socket
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-from gpusched_ipy.backends import Detail
 from gpusched_ipy.config import Clock, Settings
 from gpusched_ipy.errors import StateDirError
-from gpusched_ipy.snapshot import Snapshot, from_record, to_record
-from gpusched_ipy.statedir import create_private, open_private, read_private
+from gpusched_ipy.monitor.wire import NEVER, Reader, Reading, Writer
+from gpusched_ipy.snapshot import Snapshot
+from gpusched_ipy.statedir import create_private, open_existing, open_private
 
 _log = logging.getLogger(__name__)
 
-SCHEMA = 1
+SCHEMA = 2
 # Two boots of one machine differ by more than this in (wall clock - monotonic clock).
 BOOT_TOLERANCE_S = 5.0
 TOUCH_S = 5.0  # how often a process that lives on others' readings says so
 WANTED_S = 30.0  # for how long that holds
-NEVER = math.inf
-JobLoad = tuple[float | None, int | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """One reading with what others need to judge it."""
-
-    snapshot: Snapshot
-    detail: Detail
-    explanation: str  # which backend, and why not the better ones
-    loads: Mapping[str, JobLoad] = field(default_factory=dict)  # what a job of ours adds (the fake)
-    # For each detail the monotonic time at which its reader means to read again; NEVER: no promise.
-    promises: tuple[float, ...] = (NEVER,) * len(Detail)
-    by: str = ""  # the publisher
+_LONGEST = 1 << 20  # bytes; a longer file is none of ours
 
 
 def fingerprint(settings: Settings) -> str:
@@ -94,12 +76,15 @@ class SharedReadings:
 
     def __init__(self, folder: Path, settings: Settings, clock: Clock) -> None:
         self.path = folder / "readings.json"
+        self._draft = folder / f"readings.json.{os.getpid()}.tmp"
         self.lock_path = folder / "sampler.lock"
         self.wanted_path = folder / "sampler.wanted"
         self.problem: str | None = None  # why nothing is shared, for `gpusched doctor`
         self.me = uuid4().hex
         self._clock = clock
         self._mark = fingerprint(settings)
+        self._writer = Writer(self._mark)
+        self._reader = Reader()
         self._lock: int | None = None
         self._stamp: tuple[int, int, int] | None = None
         self._found: Reading | None = None
@@ -117,8 +102,8 @@ class SharedReadings:
             status = os.stat(self.path)
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if stamp != self._stamp:
-                text = read_private(self.path)
-                self._stamp, self._found = stamp, self._parse(text)
+                found = self._parse(self._bytes())
+                self._stamp, self._found = stamp, found
         except FileNotFoundError:
             self._stamp, self._found = None, None
         except (OSError, StateDirError) as exc:
@@ -184,17 +169,8 @@ class SharedReadings:
         newer = found is not None and found.snapshot.taken_mono > reading.snapshot.taken_mono
         if newer or now < self._foreign_until:
             return
-        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
         try:
-            draft.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            text = json.dumps(self._record(reading), separators=(",", ":"))
-            draft.unlink(missing_ok=True)  # of a publisher that had our pid and was killed
-            handle = create_private(draft, os.O_WRONLY)
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                status = os.fstat(handle)
-            os.replace(draft, self.path)
+            status = self._write(self._writer.text(reading).encode())
         except OSError as exc:
             self._fault(exc)
             return
@@ -203,37 +179,43 @@ class SharedReadings:
         self._stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
         self._found = reading
 
-    def _record(self, reading: Reading) -> dict[str, Any]:
-        return {
-            "mark": self._mark,
-            "by": reading.by,
-            "detail": int(reading.detail),
-            "explanation": reading.explanation,
-            "loads": {uuid: list(load) for uuid, load in reading.loads.items()},
-            "promises": [None if at == NEVER else at for at in reading.promises],
-            "snapshot": to_record(reading.snapshot),
-        }
-
-    def _parse(self, text: str) -> Reading | None:
+    def _write(self, text: bytes) -> os.stat_result:
+        draft = self._draft
         try:
-            record = json.loads(text)
-            promises = tuple(NEVER if at is None else float(at) for at in record["promises"])
-            snapshot = from_record(record["snapshot"])
-            if record["mark"] != self._mark:
-                self._make_way(snapshot, promises)
-                return None
-            return Reading(
-                snapshot=snapshot,
-                detail=Detail(record["detail"]),
-                explanation=str(record["explanation"]),
-                loads={uuid: (load[0], load[1]) for uuid, load in record["loads"].items()},
-                promises=promises if len(promises) == len(Detail) else (NEVER,) * len(Detail),
-                by=str(record["by"]),
-            )
+            handle = create_private(draft, os.O_WRONLY)
+        except FileNotFoundError:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = create_private(draft, os.O_WRONLY)
+        except FileExistsError:  # of a publisher that had our pid and was killed
+            draft.unlink(missing_ok=True)
+            handle = create_private(draft, os.O_WRONLY)
+        try:
+            while text:
+                text = text[os.write(handle, text) :]
+            status = os.fstat(handle)
+        finally:
+            os.close(handle)
+        os.replace(draft, self.path)
+        return status
+
+    def _bytes(self) -> bytes:
+        handle = open_existing(self.path)
+        try:
+            return os.read(handle, _LONGEST)
+        finally:
+            os.close(handle)
+
+    def _parse(self, text: bytes) -> Reading | None:
+        try:
+            mark, reading = self._reader.reading(text.decode())
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as exc:
             # A newer member may write another form; then each reads for itself.
             _log.debug("%s is no reading for this version: %s", self.path, exc)
             return None
+        if mark != self._mark:
+            self._make_way(reading.snapshot, reading.promises)
+            return None
+        return reading
 
     def _make_way(self, snapshot: Snapshot, promises: tuple[float, ...]) -> None:
         """Members of another configuration were first: leave them the file while they go on."""

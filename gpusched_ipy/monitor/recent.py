@@ -9,15 +9,29 @@ import math
 from array import array
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
+from typing import Any
 
 from gpusched_ipy.backends.fake import add_job_load
-from gpusched_ipy.monitor.readings import JobLoad
+from gpusched_ipy.monitor.wire import JobLoad
 from gpusched_ipy.snapshot import Gpu, GpuProcess, Snapshot
 
 WHOLE_S = 300.0  # readings of the last minutes are kept as they came
 HISTORY_S = 3600.0  # older ones as bare numbers
 _PLOTTED = ("utilization", "mem_used_bytes", "temperature_c", "power_w")
+# What an old reading forgets: it comes and goes with the detail, or belongs to its moment.
+_BARED = (
+    *_PLOTTED,
+    *("utilization_window_s", "mem_reserved_bytes", "power_limit_w", "sm_clock_mhz", "throttled"),
+    *("processes", "quiet_s"),
+)
+_NAMES = tuple(item.name for item in fields(Gpu))
+_fixed = attrgetter(*(name for name in _NAMES if name not in {*_BARED, "quiet_samples"}))
+_plotted = attrgetter(*_PLOTTED)
+_of_all = attrgetter("backend", "source", "driver", "problem")
+_values = attrgetter(*_NAMES)
+_PUT = tuple(getattr(Gpu, name).__set__ for name in _NAMES)
 
 # For each GPU the running jobs of ours on it: (job id, pid where there is one).
 Allocated = Mapping[str, Sequence[tuple[int, int | None]]]
@@ -48,6 +62,7 @@ class Recent:
     def __init__(self) -> None:
         self._past: deque[_Past] = deque()
         self._whole: deque[Snapshot] = deque()
+        self._frame: tuple[object, Snapshot] | None = None  # what it was made of, and the frame
 
     def add(self, snapshot: Snapshot) -> None:
         """Append a reading; one as old as the last takes its place, an older one is left out."""
@@ -68,33 +83,19 @@ class Recent:
         return (*old, *(item for item in self._whole if item.taken_mono >= mono))
 
     def _pack(self, snapshot: Snapshot) -> _Past:
-        bare = tuple(_without_values(gpu) for gpu in snapshot.gpus)
-        frame = replace(snapshot, taken_at=0.0, taken_mono=0.0, read_s=None, gpus=bare)
-        if self._past and self._past[-1].frame == frame:
-            frame = self._past[-1].frame
-        values = array(
-            "d",
-            (
-                math.nan if (value := getattr(gpu, name)) is None else value
-                for gpu in snapshot.gpus
-                for name in _PLOTTED
-            ),
-        )
-        return _Past(frame, snapshot.taken_at, snapshot.taken_mono, values)
+        fixed = (_of_all(snapshot), [_fixed(gpu) for gpu in snapshot.gpus])
+        if self._frame is None or fixed != self._frame[0]:
+            bare = tuple(_without_values(gpu) for gpu in snapshot.gpus)
+            frame = replace(snapshot, taken_at=0.0, taken_mono=0.0, read_s=None, gpus=bare)
+            self._frame = (fixed, frame)
+        numbers = [value for gpu in snapshot.gpus for value in _plotted(gpu)]
+        values = array("d", [math.nan if value is None else value for value in numbers])
+        return _Past(self._frame[1], snapshot.taken_at, snapshot.taken_mono, values)
 
 
 def _without_values(gpu: Gpu) -> Gpu:
-    return replace(
-        gpu,
-        utilization=None,
-        mem_used_bytes=None,
-        temperature_c=None,
-        power_w=None,
-        sm_clock_mhz=None,
-        processes=None,
-        quiet_s=None,
-        quiet_samples=0,
-    )
+    forgotten: dict[str, Any] = dict.fromkeys(_BARED)
+    return altered(gpu, **forgotten, quiet_samples=0)
 
 
 def _with_values(gpu: Gpu, values: Sequence[float]) -> Gpu:
@@ -106,6 +107,16 @@ def _with_values(gpu: Gpu, values: Sequence[float]) -> Gpu:
         temperature_c=temperature,
         power_w=power,
     )
+
+
+def altered(gpu: Gpu, **changes: Any) -> Gpu:
+    """As ``dataclasses.replace``, at a third of its price: once a second for every GPU."""
+    made = object.__new__(Gpu)
+    for put, value in zip(_PUT, _values(gpu), strict=True):
+        put(made, value)
+    for name, value in changes.items():
+        object.__setattr__(made, name, value)
+    return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +156,10 @@ class QuietWindows:
             window = self._next(before.get(gpu.uuid), gpu.utilization, snapshot.taken_mono, gap_s)
             if window is not None:
                 self._windows[gpu.uuid] = window
-            gpus.append(
-                replace(
-                    gpu,
-                    quiet_s=window.last - window.since if window else None,
-                    quiet_samples=window.samples if window else 0,
-                )
-            )
+                gpu = altered(gpu, quiet_s=window.last - window.since, quiet_samples=window.samples)
+            elif gpu.quiet_samples or gpu.quiet_s is not None:
+                gpu = altered(gpu, quiet_s=None, quiet_samples=0)
+            gpus.append(gpu)
         return snapshot.with_gpus(tuple(gpus))
 
     def _next(

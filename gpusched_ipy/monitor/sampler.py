@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from gpusched_ipy.backends import Backend, Detail, Detected
 from gpusched_ipy.config import Clock, Instant, Settings
 from gpusched_ipy.errors import GpuSchedError
-from gpusched_ipy.monitor.readings import NEVER, JobLoad, Reading, SharedReadings
+from gpusched_ipy.monitor.readings import SharedReadings
+from gpusched_ipy.monitor.wire import NEVER, JobLoad, Reading
 from gpusched_ipy.snapshot import Snapshot
 
 _log = logging.getLogger(__name__)
@@ -39,13 +40,14 @@ class Need:
 
     def promises(self, taken_mono: float, detail: Detail) -> tuple[float, ...]:
         """When a reading of each detail follows one of ``detail`` at ``taken_mono``."""
-        nexts = [
-            NEVER
-            if period == NEVER
-            else max(taken_mono, taken_mono + period if rank <= detail else last + period)
-            for rank, (period, last) in enumerate(zip(self.periods, self.lasts, strict=True))
-        ]
-        return tuple(min(nexts[rank:]) for rank in range(len(nexts)))
+        nexts: list[float] = []
+        first = NEVER
+        for rank in range(len(self.periods) - 1, -1, -1):  # a dearer reading serves the others too
+            if self.periods[rank] != NEVER:
+                last = taken_mono if rank <= detail else self.lasts[rank]
+                first = min(first, max(taken_mono, last + self.periods[rank]))
+            nexts.append(first)
+        return tuple(reversed(nexts))
 
 
 def no_reading(now: Instant, problem: str, backend: str = "none", source: str = "") -> Snapshot:
@@ -72,8 +74,13 @@ class Source:
         self._explanation = ""
         self._retry_mono = -NEVER
 
-    def read(self, detail: Detail) -> Reading:
-        """A reading of the real backend; whatever goes wrong is its ``problem``."""
+    def read(self, detail: Detail, *, watching: bool = False) -> Reading:
+        """A reading of the real backend; whatever goes wrong is its ``problem``.
+
+        Args:
+            detail: what it must hold.
+            watching: one of many, from which nothing is started: see ``NvmlBackend.watch``.
+        """
         began = self._clock.now()
         self.busy_since = began.mono
         loads: dict[str, JobLoad] = {}
@@ -82,7 +89,8 @@ class Source:
             if backend is None:
                 snapshot = no_reading(began, self._explanation)
             else:
-                snapshot = self._dated(backend.read(detail), began)
+                read = getattr(backend, "watch", backend.read) if watching else backend.read
+                snapshot = self._dated(read(detail), began)
                 loads = _job_loads(backend, snapshot)
         except Exception as exc:  # noqa: BLE001 - a faulty backend must not end the sampler; shown
             text = str(exc) if isinstance(exc, GpuSchedError) else f"{type(exc).__name__}: {exc}"
@@ -167,15 +175,16 @@ class Sampler:
             self.shared.drop_lock()
 
     def _read(self, need: Need) -> Reading:
-        reading = self.source.read(need.detail)
+        reading = self.source.read(need.detail, watching=not need.own)
         self.adopts, self.lag_s = False, 0.0
         self._read_mono = self._clock.now().mono
         if self.shared is None or not self.shared.wanted:
             return reading
-        if reading.snapshot.problem is None:  # a promise of more failures would keep others waiting
-            taken = reading.snapshot.taken_mono
-            reading = replace(reading, promises=need.promises(taken, need.detail))
-        reading = replace(reading, by=self.shared.me)
+        taken = reading.snapshot.taken_mono
+        failed = reading.snapshot.problem is not None
+        # A promise of more failures would keep others waiting.
+        promises = reading.promises if failed else need.promises(taken, need.detail)
+        reading = replace(reading, promises=promises, by=self.shared.me)
         self.shared.publish(reading)
         return reading
 
