@@ -141,11 +141,13 @@ class Lookup(Database):
         return [Event(**{**dict(row), "data": json.loads(row["data"] or "{}")}) for row in rows]
 
     def process_of(self, job: Job) -> ProcessId | None:
-        """The process that leads the job's last attempt, if one was recorded."""
-        row = self._first("SELECT pid, start_ticks FROM attempts WHERE attempt = ?", (job.attempt,))
-        if row is None or row["pid"] is None:
+        """The process that leads the job's last attempt, if one was recorded in this boot."""
+        row = self._first(
+            "SELECT pid, start_ticks, boot FROM attempts WHERE attempt = ?", (job.attempt,)
+        )
+        if row is None or row["pid"] is None or row["boot"] != boot_id():
             return None
-        return ProcessId(row["pid"], row["start_ticks"], boot_id())
+        return ProcessId(row["pid"], row["start_ticks"], row["boot"])
 
     def leases(self) -> list[Lease]:
         """Every recorded lease."""

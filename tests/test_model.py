@@ -44,7 +44,7 @@ from gpusched_ipy.job import (
 from gpusched_ipy.locks import GpuLocks, Membership
 from gpusched_ipy.output import create_log
 from gpusched_ipy.reap import forget_dead_members, reap
-from gpusched_ipy.runners.command import MAX_ATTEMPTS, _settle
+from gpusched_ipy.runners.command import MAX_STARTS_IN_VAIN, _settle
 from gpusched_ipy.statedir import open_state_dir
 from gpusched_ipy.store import Store
 
@@ -78,6 +78,7 @@ class Expected:
     state: JobState = JobState.PENDING
     epoch: int = 0
     attempts: int = 0
+    in_vain: int = 0  # its shim died before it began, so often in a row
     held: bool = False
     cancel: bool = False
     member: Membership | None = None
@@ -230,7 +231,7 @@ class World(RuleBasedStateMachine):
                 self.store.requeue(self.store.job(job.id))
         elif job.spec.home is None or self._peer_of(job.spec.home):
             self.store.requeue(self.store.job(job.id))
-            job.state, job.cancel = JobState.PENDING, False
+            job.state, job.cancel, job.in_vain = JobState.PENDING, False, 0
             job.may_start += 1
 
     def _step_late(self, pick: int, back: bool) -> None:
@@ -315,6 +316,7 @@ class World(RuleBasedStateMachine):
         self._begins(order)
         assert stands, "a stale order was obeyed"
         job.state, job.member, job.processes = JobState.RUNNING, order.shim, order
+        job.in_vain = 0
         self.running.append(order)
 
     def _run_cell(self, peer: Peer) -> None:
@@ -357,7 +359,8 @@ class World(RuleBasedStateMachine):
         _settle(self.store, order.claim, -9)
         job = order.job
         if job.state is JobState.STARTING and job.epoch == order.claim.epoch:
-            given_up = job.attempts >= MAX_ATTEMPTS
+            job.in_vain += 1
+            given_up = job.in_vain >= MAX_STARTS_IN_VAIN
             job.state = JobState.FAILED if given_up else self._returned(job)
 
     def _replace_peer(self, peer: Peer) -> None:

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from gpusched_ipy.errors import GpuSchedError
@@ -20,13 +21,17 @@ from gpusched_ipy.output import create_log
 from gpusched_ipy.process import python_argv, spawn_detached
 
 if TYPE_CHECKING:
+    from gpusched_ipy.lookup import Event
     from gpusched_ipy.scheduler import Claim, Scheduler
     from gpusched_ipy.store import Store
 
 _log = logging.getLogger(__name__)
 
-# A job whose shim ends this often before the job began is not tried again.
-MAX_ATTEMPTS = 3
+# A job whose shim ends this often in a row before the job began is not tried again.
+MAX_STARTS_IN_VAIN = 3
+_IN_VAIN = "its shim ended"
+# What happened to a job after which it is counted anew.
+_FRESH = frozenset({"started", "requeued"})
 # Seconds after a dispatch until the next shim is parked.
 PARK_AFTER_S = 0.1
 
@@ -155,8 +160,22 @@ def _settle(store: Store, claimed: Job, status: int) -> None:
         job = store.job(claimed.id)
         if (job.state, job.epoch) != (JobState.STARTING, claimed.epoch):
             return
-        why = f"its shim ended with status {status} before the job began"
-        if job.attempts < MAX_ATTEMPTS:
+        why = f"{_IN_VAIN} with status {status} before the job began"
+        if starts_in_vain(store.events(job.id)) + 1 < MAX_STARTS_IN_VAIN:
             store.unclaim(job, why)
         else:
             store.finish_if_active(job.id, epoch=job.epoch, state=JobState.FAILED, error=why)
+
+
+def starts_in_vain(events: Iterable[Event]) -> int:
+    """How often in a row its shim has ended before the job began.
+
+    A claim that fell because the member that had made it died is no fault of the job.
+    """
+    count = 0
+    for event in events:
+        if event.what in _FRESH:
+            count = 0
+        elif event.what == "returned" and str(event.data.get("why", "")).startswith(_IN_VAIN):
+            count += 1
+    return count
