@@ -7,13 +7,12 @@ reads the record; starting jobs is the business of agents and kernels.
 from __future__ import annotations
 
 import os
-import shutil
-import sys
 import threading
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +20,27 @@ from gpusched_ipy import environment
 from gpusched_ipy.attribution import attribute
 from gpusched_ipy.bell import Bell
 from gpusched_ipy.config import Clock, Settings, SystemClock
-from gpusched_ipy.errors import JobNotFoundError, UserError
+from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import (
     ACTIVE,
     BOUND_KINDS,
     FINAL,
     PRIORITY_RANGE,
+    ArrayState,
     Job,
     JobKind,
     JobSpec,
     JobState,
-    Request,
 )
 from gpusched_ipy.monitor import Monitor
-from gpusched_ipy.options import parse_priority, python_fields
+from gpusched_ipy.naming import named, resolve
+from gpusched_ipy.options import parse_priority
+from gpusched_ipy.preview import Preview, preview
 from gpusched_ipy.reap import orphans, reap
-from gpusched_ipy.snapshot import Gpu, Snapshot
+from gpusched_ipy.snapshot import Snapshot
 from gpusched_ipy.statedir import StateDir, open_state_dir
 from gpusched_ipy.store import Event, Store
+from gpusched_ipy.submission import Composer, Draft, Submission, Work
 from gpusched_ipy.summon import ensure_agent
 
 # How long a reading may take when a submit asks whether the machine could ever run the job.
@@ -90,72 +92,99 @@ class Queue:
         """The private folder of the queue."""
         return self.store.state
 
-    def submit(
+    def submit(self, argv: Sequence[str] | None = None, **asked: Any) -> Job:
+        """Queue one job and return it; see :meth:`submit_all` for what can be asked.
+
+        Raises:
+            UserError: something that was asked for cannot be, a sweep included; nothing is queued.
+        """
+        if asked.get("sweep"):
+            raise UserError("a sweep is more than one job; it cannot be used here")
+        return self.submit_all(argv, **asked).jobs[0]
+
+    def submit_all(
         self,
         argv: Sequence[str] | None = None,
         *,
-        kind: JobKind = JobKind.COMMAND,
-        code: str | None = None,
-        shell: bool = False,
-        cwd: str | os.PathLike[str] | None = None,
-        env: Iterable[str] = (),
-        uid: str | None = None,
-        home: str | None = None,
-        cell_id: str | None = None,
-        in_place: bool = False,
-        **fields: Any,
-    ) -> Job:
-        """Queue a job and return it; ``fields`` are the options of a submit by their long names.
+        prepare: Callable[[JobSpec, Mapping[str, Any]], None] | None = None,
+        undo: Callable[[str], None] | None = None,
+        **asked: Any,
+    ) -> Submission:
+        """Queue a job, or one for each member of a sweep: all of them, or none.
 
         Args:
             argv: the command; with ``shell`` one line for /bin/sh.
-            kind: what the job runs; ``code`` is the body of a cell.
-            env: ``NAME`` (the value here) or ``NAME=VALUE``; values never enter the record.
-            uid: made by the caller, so that repeating the call queues no second job.
-            home: the member that alone can run it, for cells and allocations.
+            prepare: called for each job before it is queued, with its values (sweep) as Python has
+                them; ``undo`` is given the uid of one that was prepared and is not queued.
+            asked: what is to run (:class:`~gpusched_ipy.submission.Work`), and the options of a
+                submit by their long names.
 
         Raises:
             UserError: something that was asked for cannot be; nothing is queued.
         """
-        fields = python_fields(fields)
-        if kind is JobKind.COMMAND or argv is not None:
-            argv = self._command(argv, shell=shell, cwd=cwd)
-        named = environment.named(env, os.environ)
-        request = self._request(fields)
-        self._must_fit(request)
-        spec = JobSpec(
-            uid=uid or uuid.uuid4().hex,
-            kind=kind,
-            name=fields.get("name") or _name_of(kind, argv),
-            priority=fields.get("priority", 0),
-            request=request,
-            held=fields.get("hold", False),
-            argv=tuple(argv) if argv is not None else None,
-            shell=shell,
-            code=code,
-            cwd=str(Path(cwd or os.getcwd()).absolute()),
-            env=self._environment() if kind not in BOUND_KINDS else {},
-            labels=dict(fields.get("label", ())),
-            owner=self.owner,
-            home=home,
-            cell_id=cell_id,
-            in_place=in_place,
-        )
-        environment.keep(self.state, spec.uid, named)
+        draft = self._draft(argv, asked)
+        undo = undo or _nothing
+        prepared: list[str] = []
         try:
-            job = self.store.submit(spec)
+            for spec, values in zip(draft.specs, draft.values, strict=True):
+                prepared.append(spec.uid)
+                environment.keep(self.state, spec.uid, draft.named)
+                if prepare is not None:
+                    prepare(spec, values)
+            jobs = self.store.submit_all(draft.specs)
         except BaseException:
-            environment.drop(self.state, spec.uid)
+            for uid in prepared:
+                environment.drop(self.state, uid)
+                undo(uid)
             raise
-        if kind not in BOUND_KINDS:
+        done = Submission(jobs=tuple(jobs), specs=draft.specs)
+        for spec, job in zip(done.specs, done.jobs, strict=True):
+            if job.spec.uid != spec.uid:
+                environment.drop(self.state, spec.uid)
+                undo(spec.uid)
+        if any(job.kind not in BOUND_KINDS and not job.ended for job in jobs):
             ensure_agent(self.state)
-        return job
+        return done
+
+    def preview(self, argv: Sequence[str] | None = None, **asked: Any) -> Preview:
+        """What :meth:`submit_all` would do now, and when the jobs would start; it queues nothing.
+
+        Raises:
+            UserError: something that was asked for cannot be.
+        """
+        specs = self._draft(argv, asked).specs
+        return preview(specs, self.store, self._watching(), self.settings, self.clock)
+
+    def _draft(self, argv: Sequence[str] | None, asked: Mapping[str, Any]) -> Draft:
+        names = {item.name for item in fields(Work)}
+        work = Work(argv=argv, **{name: asked[name] for name in names & asked.keys()})
+        options = {name: value for name, value in asked.items() if name not in names}
+        options.pop("dry_run", None)
+        return self._composer.compose(work, options)
+
+    @cached_property
+    def _composer(self) -> Composer:
+        return Composer(
+            self.owner,
+            self._own_python,
+            self.settings.retry_delay_s,
+            self.resolve,
+            lambda: self._watching().read_now(_READING_S),
+        )
+
+    def _watching(self) -> Monitor:
+        self._monitor = self._monitor or Monitor(self.settings, self.clock, self.state.root)
+        return self._monitor
 
     # -- look
 
     def list(self, *, all: bool = False, limit: int | None = None) -> _Jobs:  # noqa: A002
         """The jobs not yet ended, or all of them, oldest first; ``limit`` keeps the newest."""
         return self.store.jobs(ended=all, limit=limit)
+
+    def arrays(self, jobs: Iterable[Job]) -> Mapping[str, ArrayState]:
+        """How each sweep stands that one of these jobs is a member of, by its id."""
+        return self.store.array_states(job.spec.array.id for job in jobs if job.spec.array)
 
     def page(self, offset: int, limit: int) -> Sequence[Job]:
         """A part of the jobs not yet ended: who runs, who waits by priority, then who is held."""
@@ -195,16 +224,13 @@ class Queue:
         return self.store.job(self.resolve([reference])[0])
 
     def resolve(self, references: Iterable[str | int]) -> tuple[int, ...]:
-        """The ids that ``12``, ``14-16``, ``12,prep`` or ``prep*`` stand for, in the order given.
+        """The ids that ``12``, ``14-16``, ``12,prep``, ``prep*`` or ``array:3f9a`` stand for, in
+        the order given. A name stands for its newest job; of a sweep for all its members.
 
         Raises:
             JobNotFoundError: a reference stands for no job.
         """
-        found: dict[int, None] = {}
-        for reference in references:
-            for part in str(getattr(reference, "id", reference)).split(","):
-                found |= dict.fromkeys(self._ids(part.strip()))
-        return tuple(found)
+        return resolve(self.store, references)
 
     def events(self, reference: str | int) -> _Events:
         """What happened to a job, in order."""
@@ -213,55 +239,58 @@ class Queue:
     def log_path(self, reference: str | int) -> Path | None:
         """The file that holds the output of the job's last attempt; None before it has begun."""
         job = self.show(reference)
-        if job.kind in BOUND_KINDS:
-            path = self.state.transcript(job.spec.uid)
-        elif job.attempt is None:
-            return None
-        else:
-            path = self.state.log(job.attempt)
-        return path if path.exists() else None
+        paths = []
+        if job.kind in BOUND_KINDS or job.kind is JobKind.ISOLATED:
+            paths.append(self.state.transcript(job.spec.uid))
+        if job.attempt is not None and job.kind not in BOUND_KINDS:
+            paths.append(self.state.log(job.attempt))
+        return next((path for path in paths if path.exists()), None)
 
     # -- wishes
 
     def cancel(self, *references: str | int) -> _Jobs:
         """Cancel jobs: pending ones at once, running ones are interrupted, terminated, killed."""
-        jobs = [self.store.request_cancel(job_id) for job_id in self.resolve(references)]
+        with self.store.writing():
+            jobs = [self.store.request_cancel(job_id) for job_id in self.resolve(references)]
         for job in jobs:
             if job.ended:
                 environment.drop(self.state, job.spec.uid)
         return jobs
 
     def hold(self, *references: str | int) -> _Jobs:
-        """Hold pending jobs: they keep their place in line and do not start until released."""
-        return self._each(references, lambda job_id: self.store.set_held(job_id, True))
+        """Hold pending jobs: they keep their place in line and do not start until released.
+
+        As with every wish: of a range, a pattern or a sweep those jobs are meant to which it
+        applies; a job named by its number must be one of them.
+        """
+        return self._each(references, lambda job_id: self.store.set_held(job_id, True), _pending)
 
     def release(self, *references: str | int) -> _Jobs:
         """Release held jobs."""
-        return self._each(references, lambda job_id: self.store.set_held(job_id, False))
+        return self._each(references, lambda job_id: self.store.set_held(job_id, False), _pending)
 
     def set_priority(self, references: Iterable[str | int], priority: int) -> _Jobs:
         """Give jobs another priority; higher runs first."""
         value = parse_priority(priority)
-        return self._each(references, lambda job_id: self.store.set_priority(job_id, value))
+        return self._each(references, lambda job_id: self.store.set_priority(job_id, value), _open)
 
     def top(self, reference: str | int) -> Job:
-        """Move a job to the front: its priority becomes one more than the highest that waits."""
-        job = self.show(reference)
-        waiting = [
-            other.priority
-            for other in self.list()
-            if other.state is JobState.PENDING and other.id != job.id
-        ]
-        front = min(max([job.priority, *(value + 1 for value in waiting)]), PRIORITY_RANGE[1])
-        return self.store.set_priority(job.id, front)
+        """Move a job (or a sweep) to the front: its priority becomes one more than the highest that
+        waits."""
+        ids = set(self.resolve([reference]))
+        waiting = [job for job in self.list() if job.state is JobState.PENDING]
+        others = [job.priority + 1 for job in waiting if job.id not in ids]
+        front = min(max([self.show(reference).priority, *others]), PRIORITY_RANGE[1])
+        return self.set_priority([reference], front)[0]
 
     def requeue(self, *references: str | int) -> _Jobs:
-        """Run ended jobs again: same id, behind those that wait already.
+        """Run ended jobs again: same id, behind those that wait already. Of a sweep those that have
+        not completed.
 
         Raises:
             UserError: a job has not ended, or it is a cell whose kernel is gone.
         """
-        return self._each(references, self._requeue_one)
+        return self._each(references, self._requeue_one, _ended_badly)
 
     def drain(self, why: str = "drained by its user") -> None:
         """Start nothing more; what runs goes on."""
@@ -334,9 +363,18 @@ class Queue:
 
     # -- inside
 
-    def _each(self, references: Iterable[str | int], act: Callable[[int], Job]) -> _Jobs:
+    def _each(
+        self,
+        references: Iterable[str | int],
+        act: Callable[[int], Job],
+        applies: Callable[[Job], bool],
+    ) -> _Jobs:
         with self.store.writing():
-            return [act(job_id) for job_id in self.resolve(references)]
+            wanted: dict[int, None] = {}
+            for one in named(self.store, references):
+                ids = [number for number in one.ids if applies(self.store.job(number))]
+                wanted |= dict.fromkeys(one.ids if one.exact or not ids else ids)
+            return [act(job_id) for job_id in wanted]
 
     def _requeue_one(self, job_id: int) -> Job:
         job = self.store.job(job_id)
@@ -348,86 +386,21 @@ class Queue:
         ensure_agent(self.state)
         return again
 
-    def _ids(self, part: str) -> _Ids:
-        low, dash, high = part.partition("-")
-        if part.isdigit():
-            return [self.store.job(int(part)).id]
-        if dash and low.isdigit() and high.isdigit():
-            ids = list(self.store.states(range(int(low), int(high) + 1)))
-        else:
-            ids = [job.id for job in self.store.named(part)]
-            ids = ids if any(mark in part for mark in "*?") else ids[-1:]
-        if not ids:
-            raise JobNotFoundError(part)
-        return ids
 
-    def _command(
-        self, argv: Sequence[str] | None, *, shell: bool, cwd: str | os.PathLike[str] | None
-    ) -> tuple[str, ...]:
-        if isinstance(argv, str):
-            raise UserError("a command is a list of arguments; for a shell line ask for shell=True")
-        if not argv or not argv[0]:
-            raise UserError("there is no command to run; write it after --")
-        if cwd is not None and not Path(cwd).is_dir():
-            raise UserError(f"the working directory {cwd} does not exist")
-        if shell:
-            return (" ".join(argv),)
-        path = shutil.which(argv[0], path=self._search_path())
-        if path is None:
-            raise UserError(f"there is no program {argv[0]!r}; give its path or mend PATH")
-        return (os.path.abspath(path), *argv[1:])
-
-    def _search_path(self) -> str:
-        """PATH without its relative entries: nothing is run because it lies in some folder."""
-        own = [os.path.dirname(sys.executable)] if self._own_python else []
-        entries = [*own, *os.environ.get("PATH", os.defpath).split(os.pathsep)]
-        return os.pathsep.join(entry for entry in entries if os.path.isabs(entry))
-
-    def _environment(self) -> dict[str, str]:
-        return {**environment.allowed(os.environ), "PATH": self._search_path()}
-
-    def _request(self, fields: Mapping[str, Any]) -> Request:
-        return Request(
-            gpus=fields.get("gpus", 1),
-            mem_bytes=fields.get("mem"),
-            on_gpu=fields.get("on_gpu"),
-            after=self.resolve(fields.get("after") or ()),
-            after_any=self.resolve(fields.get("after_any") or ()),
-            begin_at=fields.get("begin"),
-            time_s=fields.get("time"),
-        )
-
-    def _must_fit(self, request: Request) -> None:
-        """Refuse what this machine could never run; without a reading nothing is known."""
-        if (request.gpus, request.mem_bytes, request.on_gpu) == (1, None, None):
-            return
-        self._monitor = self._monitor or Monitor(self.settings, self.clock)
-        snapshot = self._monitor.read_now(_READING_S)
-        if snapshot.problem is None:
-            fits(request, snapshot.gpus)
+def _nothing(_uid: str) -> None:
+    """There is nothing to undo."""
 
 
-def fits(request: Request, gpus: Sequence[Gpu]) -> None:
-    """Check a request against the GPUs of a machine.
+def _pending(job: Job) -> bool:
+    return job.state is JobState.PENDING
 
-    Raises:
-        UserError: the machine could never run it, even when idle.
-    """
-    parents = {gpu.parent for gpu in gpus}
-    usable = [gpu for gpu in gpus if gpu.uuid not in parents]
-    if request.gpus > len(usable):
-        raise UserError(f"--gpus {request.gpus}: this machine has {len(usable)}")
-    sizes = [gpu.mem_total_bytes for gpu in usable]
-    if request.mem_bytes is None or None in sizes:
-        return
-    enough = sum(1 for size in sizes if size is not None and size >= request.mem_bytes)
-    if enough < request.gpus:
-        gib = 2**30
-        largest = max((size for size in sizes if size is not None), default=0)
-        raise UserError(
-            f"--mem {request.mem_bytes / gib:.1f} GiB: the largest GPU here has "
-            f"{largest / gib:.1f} GiB"
-        )
+
+def _open(job: Job) -> bool:
+    return not job.ended
+
+
+def _ended_badly(job: Job) -> bool:
+    return job.ended and job.state is not JobState.COMPLETED
 
 
 def _opened(settings: Settings) -> StateDir:
@@ -443,12 +416,3 @@ def default_owner() -> str:
         return f"terminal {os.ttyname(0).removeprefix('/dev/')}"
     except OSError:
         return f"script (pid {os.getpid()})"
-
-
-def _name_of(kind: JobKind, argv: Sequence[str] | None) -> str:
-    if not argv:
-        return str(kind)
-    # One word may be a whole line for the shell, with any quotes in it.
-    words = (argv[0].split() if len(argv) == 1 else list(argv)) or [str(kind)]
-    script = next((word for word in words[1:] if word.endswith((".py", ".sh"))), words[0])
-    return Path(script).name[:64] or str(kind)

@@ -218,6 +218,9 @@ class Settings:
     aging_s: float = _setting(
         600, _number(1, 1e9), "one priority step per so many seconds of waiting"
     )
+    retry_delay_s: float = _setting(
+        10, _number(0, 600), "seconds before a failed job is tried again; doubled for each next try"
+    )
     wait: bool = _setting(False, _flag, "true: every queued cell holds its place")
     release_caches: str = _setting(
         "when_others_wait",

@@ -9,35 +9,42 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from gpusched_ipy import cellsyntax
 from gpusched_ipy.aftercells import AfterCells
 from gpusched_ipy.api import Queue
+from gpusched_ipy.backends import Detail
 from gpusched_ipy.badge import Around
 from gpusched_ipy.board import Board
 from gpusched_ipy.cellwatch import CellWatch
 from gpusched_ipy.config import Settings
 from gpusched_ipy.courier import Courier
-from gpusched_ipy.errors import UserError
+from gpusched_ipy.errors import JobFailedError, UserError
 from gpusched_ipy.frontend import FrontEnd
 from gpusched_ipy.here import Home
 from gpusched_ipy.interrupts import shielded
+from gpusched_ipy.isolated import Away, Isolated
 from gpusched_ipy.job import Job, JobKind, JobState
 from gpusched_ipy.kernel_log import close_log, log_to
 from gpusched_ipy.lending import Lending
 from gpusched_ipy.locks import Membership
 from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.options import Isolation
 from gpusched_ipy.pin import Pin
 from gpusched_ipy.place import Place
+from gpusched_ipy.records import how_it_stands
+from gpusched_ipy.replay import Stage
 from gpusched_ipy.runners.allocation import AllocationRunner
 from gpusched_ipy.runners.cell import Cell, CellRunner, Phase
 from gpusched_ipy.scheduler import Claim, Runner, Scheduler
 from gpusched_ipy.statedir import open_state_dir
 from gpusched_ipy.store import Store
 
+_TRIES = ("retries", "requeue", "retry_oom")
+_READING_S = 1.0  # how long a reading may take that only names GPUs
 _BUSY_S = 0.1  # shorter cells are not worth a line in the record
 
 
@@ -47,6 +54,7 @@ class Asked:
 
     fields: Mapping[str, Any]
     body: str
+    isolation: Isolation | None = None  # it runs in a Python of its own
 
 
 class KernelSession:
@@ -80,7 +88,10 @@ class KernelSession:
             log_cap=settings.log_cap,
             labels=self.labels,
             pinned=lambda: self.labels(self.pin.gpus or ()),
-            look_after=self._look_after,
+            look_after=self._look_after_all,
+        )
+        self.isolated = Isolated(
+            front, self.board, lambda: self.queue, lambda: self.watch.depth == 0, self.changed
         )
         self._lending = Lending(front, self.runner, self.board.record)
         self._place = Place(front, self.store, self.runner, self.board, self.labels)
@@ -115,10 +126,12 @@ class KernelSession:
         self._start(settings)
         if enrolled:
             self._enrol()
+        self._resume_showing()
 
     def park(self) -> None:
         """Stop all threads; cells that wait go on waiting until :meth:`unpark`."""
         self.watch.watcher = None
+        self.isolated.pause()
         courier, self._courier = self._courier, None
         if courier is not None:
             courier.stop()
@@ -133,8 +146,7 @@ class KernelSession:
         self._start(settings)
         if self.open_cells or self.allocations.open:
             self._enrol()
-        if self.open_cells:
-            self._hear()
+        self._resume_showing()
 
     def close(self) -> None:
         """Leave the queue; what still waits here is lost, and says so."""
@@ -198,13 +210,23 @@ class KernelSession:
         return self._scheduler
 
     def _hear(self) -> None:
+        if (courier := self._sending()) is not None:
+            courier.listen(True)
+            courier.look()
+
+    def _sending(self) -> Courier | None:
+        """The courier, begun where there is a kernel that it can serve."""
         path = self.front.connection_file
-        if path is None:
-            return
-        if self._courier is None:
+        if self._courier is None and path is not None:
             self._courier = Courier(path, self.board)
-        self._courier.listen(True)
-        self._courier.look()
+        return self._courier
+
+    def _resume_showing(self) -> None:
+        if self.open_cells:
+            self._hear()
+        if self.isolated.open_jobs:
+            self._sending()
+            self.isolated.resume()
 
     # -- cells that run later
 
@@ -227,6 +249,33 @@ class KernelSession:
         self.board.put_up(cell, job, Around(replaced=replaced))
         self.changed()
         return job
+
+    def isolate(self, asked: Asked, line: str, *, wait: bool) -> Job:
+        """Queue the running cell to run in a Python of its own; ``wait`` holds its place.
+
+        Raises:
+            UserError: it cannot be, and nothing is queued; or it has not ended well.
+            RemoteError: what its body has raised, under its own name.
+        """
+        assert asked.isolation is not None
+        sent = str(self.front.parent.get("content", {}).get("code", ""))
+        source = cellsyntax.source(sent, line, asked.body)
+        away = self.isolated.send(source, asked.body, asked.isolation, asked.fields)
+        if wait:
+            return self._await_isolated(away)
+        self._sending()
+        self.isolated.show(away)
+        return self.queue.show(away.job_id)
+
+    def _await_isolated(self, away: Away) -> Job:
+        stage = Stage()
+        job = self.isolated.await_here(away, stage.show)
+        self._place.say_wait(job.id)
+        if job.state is JobState.COMPLETED:
+            return job
+        if stage.error is not None and job.state is JobState.FAILED:
+            raise stage.error
+        raise JobFailedError(job.id, job.state, f"job {job.id}: {how_it_stands(job)}")
 
     def begin_marked(self, mark: Mapping[str, Any], text: str) -> bool | None:
         """Whether the body of a request of ours may run now; None: ``text`` is not that body."""
@@ -276,6 +325,15 @@ class KernelSession:
 
     # -- cells that wait in their place
 
+    def _tried_once(self, asked: Asked) -> Asked:
+        """A cell that holds its place fails where it stands: the notebook sees its error."""
+        fields = {name: value for name, value in asked.fields.items() if name not in _TRIES}
+        if len(fields) < len(asked.fields):
+            self.front.tell(
+                "gpuqueue: a cell that holds its place is not tried again; its error ends it here"
+            )
+        return replace(asked, fields=fields)
+
     def hold_place(self, asked: Asked) -> None:
         """Wait until the running cell may go on; its GPU is given back when it has ended.
 
@@ -284,6 +342,7 @@ class KernelSession:
         """
         if self.runner.active is not None and self.runner.active.phase is Phase.RUNNING:
             raise UserError("this cell has its turn already; it cannot wait for another one")
+        asked = self._tried_once(asked)
         cell = Cell(
             uid=uuid.uuid4().hex,
             parent=self.front.parent,
@@ -306,6 +365,12 @@ class KernelSession:
         active = self.runner.active
         if active is not None and active.phase is Phase.RUNNING:
             return self._wait_inside(active, references, timeout)
+        try:
+            return self._wait_lending(references, timeout)
+        finally:
+            self.isolated.take_in_after_wait()
+
+    def _wait_lending(self, references: Sequence[str], timeout: float | None) -> list[Job]:
         if self._scheduler is None:  # no cell of this kernel waits
             return self.queue.wait(*references, timeout=timeout)
         try:
@@ -389,9 +454,11 @@ class KernelSession:
                 self._place.leave(active)
         elif not ours:
             waiting = [cell.job_id for cell in self.open_cells if not cell.in_place]
+            waiting += self.isolated.open_jobs
             self._after.ordinary_cell(result, waiting)
         if self.runner.cells:
             self.changed()
+        self.isolated.take_in()
 
     # -- small things
 
@@ -402,9 +469,17 @@ class KernelSession:
     def labels(self, gpus: Sequence[str]) -> list[str]:
         """What people call these GPUs."""
         latest = self.monitor.latest()
+        if latest is None and not self._labels.keys() >= set(gpus):
+            # Nothing of this kernel watches the GPUs: it has none, only jobs that have.
+            latest = self.monitor.read_now(_READING_S, Detail.LOAD)
+            self._labels |= {gpu: gpu for gpu in gpus}
         if latest is not None:
             self._labels |= {gpu.uuid: _label(gpu.index, gpu.uuid) for gpu in latest.gpus}
         return [self._labels.get(gpu, gpu) for gpu in gpus]
+
+    def _look_after_all(self, waiting: bool) -> float | None:
+        dues = (self.isolated.pulse(), self._look_after(waiting))
+        return min((due for due in dues if due is not None), default=None)
 
     def _look_after(self, waiting: bool) -> float | None:
         """In the courier's thread: tell the others whether this kernel is busy, wake the loop."""

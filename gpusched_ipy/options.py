@@ -11,11 +11,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from keyword import iskeyword
 from typing import Any, NoReturn, Protocol, TypedDict
 
 from gpusched_ipy.config import parse_bytes, parse_seconds
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import MAX_NAME_BYTES, PRIORITY_RANGE
+from gpusched_ipy.sweep import axes_of, parse_axis
 
 
 class HasId(Protocol):
@@ -42,6 +44,7 @@ class RequestOptions(TypedDict, total=False):
     after_any: References | None
     begin: float | str | datetime | None  # wall clock (s), "22:00", "+2h"
     time: float | str | timedelta | None  # s, or "2h"
+    gpu_type: int | str | None  # the same as on_gpu
     hold: bool
     label: Mapping[str, str] | Iterable[tuple[str, str]] | None
 
@@ -50,9 +53,24 @@ class JobOptions(RequestOptions, total=False):
     """Every option of a submit."""
 
     priority: int  # higher runs first
+    retries: int
+    requeue: bool
+    retry_oom: bool
 
 
+class SubmitOptions(JobOptions, total=False):
+    """Every option of ``submit``."""
+
+    key: str | None  # the same key again is the same job, unless that has ended badly
+    max_running: int | None  # of a sweep, at once
+
+
+MAX_RETRIES = 100
 _NAME = re.compile(r"\S(.*\S)?", re.DOTALL)
+
+
+def _dest(flag: str) -> str:
+    return flag.lstrip("-").replace("-", "_")
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -88,7 +106,7 @@ class Option:
     @property
     def dest(self) -> str:
         """The name of the parsed value."""
-        return self.flags[-1].lstrip("-").replace("-", "_")
+        return _dest(self.flags[-1])
 
 
 def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -136,19 +154,62 @@ def parse_gpus(text: object) -> int:
     return value
 
 
+def parse_retries(text: object) -> int:
+    """How often a job that has failed is tried again: 0 to 100.
+
+    Raises:
+        UserError: it is not such a number.
+    """
+    try:
+        value = int(str(text))
+    except ValueError:
+        value = -1
+    if not 0 <= value <= MAX_RETRIES:
+        raise UserError(f"--retries {text!s} is not a whole number from 0 to {MAX_RETRIES}")
+    return value
+
+
+def parse_max_running(text: object) -> int:
+    """How many members of a sweep may run at once: 1 or more.
+
+    Raises:
+        UserError: it is not such a number.
+    """
+    try:
+        value = int(str(text))
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise UserError(f"--max-running {text!s} is not a number of jobs; write 1 or more")
+    return value
+
+
 def parse_name(text: object) -> str:
     """A name for people.
 
     Raises:
         UserError: it is empty or longer than 256 bytes.
     """
-    name = str(text)
-    size = len(name.encode("utf-8", "surrogateescape"))
-    if not _NAME.fullmatch(name):
-        raise UserError("a name must not be empty or begin or end with a blank")
+    return _short("name", text)
+
+
+def parse_key(text: object) -> str:
+    """What makes a submit the same as an earlier one.
+
+    Raises:
+        UserError: it is empty or longer than 256 bytes.
+    """
+    return _short("key", text)
+
+
+def _short(what: str, text: object) -> str:
+    value = str(text)
+    size = len(value.encode("utf-8", "surrogateescape"))
+    if not _NAME.fullmatch(value):
+        raise UserError(f"a {what} must not be empty or begin or end with a blank")
     if size > MAX_NAME_BYTES:
-        raise UserError(f"the name has {size} bytes; at most {MAX_NAME_BYTES} are kept")
-    return name
+        raise UserError(f"the {what} has {size} bytes; at most {MAX_NAME_BYTES} are kept")
+    return value
 
 
 def parse_begin(text: object, *, now: datetime | None = None) -> float:
@@ -201,6 +262,38 @@ def parse_references(text: object) -> tuple[str, ...]:
     return names
 
 
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """What an isolated cell takes along and brings back: the names of variables."""
+
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
+def parse_variables(text: object) -> tuple[str, ...]:
+    """The variables named in ``a,b``.
+
+    Raises:
+        UserError: one is no name of a variable.
+    """
+    names = tuple(dict.fromkeys(part.strip() for part in str(text).split(",") if part.strip()))
+    for name in names:
+        if not name.isidentifier() or iskeyword(name):
+            raise UserError(f"{name!r} is not the name of a variable; write names, as in a,b")
+    if not names:
+        raise UserError("no variable is named; write names, as in a,b")
+    return names
+
+
+# Of a cell alone.
+CELL_OPTIONS: tuple[Option, ...] = (
+    Option(("--wait",), None, "hold the cell's place while it waits"),
+    Option(("--isolate",), None, "run it in a fresh Python of its own, which ends with it"),
+    Option(("--in",), parse_variables, "variables that an isolated cell takes along", "a,b"),
+    Option(("--out",), parse_variables, "variables that it brings back", "a,b"),
+)
+
+
 JOB_OPTIONS: tuple[Option, ...] = (
     Option(
         ("-p", "--priority"), parse_priority, "higher runs first; -1000 ... 1000, default 0", "N"
@@ -210,7 +303,12 @@ JOB_OPTIONS: tuple[Option, ...] = (
     Option(
         ("--mem",), parse_bytes, "memory per GPU, e.g. 8G: jobs that say it may share a GPU", "SIZE"
     ),
-    Option(("--on-gpu",), str, "only on that GPU: name, UUID, index or MIG profile", "GPU"),
+    Option(
+        ("--gpu-type", "--on-gpu"),
+        str,
+        "only on such a GPU: name, UUID, index or MIG profile",
+        "GPU",
+    ),
     Option(("--after",), parse_references, "only after these jobs have completed", "JOB,…"),
     Option(
         ("--after-any",), parse_references, "only after these jobs have ended, however", "JOB,…"
@@ -218,20 +316,43 @@ JOB_OPTIONS: tuple[Option, ...] = (
     Option(("--begin",), parse_begin, "not before 22:00, +2h or 2026-11-22T22:00", "T"),
     Option(("--time",), parse_seconds, "walltime, e.g. 2h: the job is ended when it is over", "D"),
     Option(("--hold",), None, "queue it held: it waits until it is released"),
+    Option(("--retries",), parse_retries, "run it again when it has failed, at most so often", "N"),
+    Option(("--requeue",), None, "run it again when nobody knows how it ended; at most 3 times"),
+    Option(
+        ("--retry-oom",), None, "run it again once, with more memory, when it ran out of GPU memory"
+    ),
     Option(("--label",), parse_label, "a label; may be given several times", "K=V", repeated=True),
+    Option(
+        ("--sweep",),
+        parse_axis,
+        "one job for each value, lr=0.1,0.01 or seed=1..5; given again: for each combination",
+        "K=V,V",
+        repeated=True,
+    ),
+    Option(("--max-running",), parse_max_running, "so many of a sweep at once, not more", "N"),
+    Option(("--key",), parse_key, "the same key again is the same job, unless that failed", "K"),
+    Option(("--dry-run",), None, "only say what would happen, and when; nothing is queued"),
 )
 
 
 def add_job_options(parser: argparse.ArgumentParser) -> None:
     """Put every option of a submit on ``parser``."""
-    for option in JOB_OPTIONS:
+    add_options(parser, JOB_OPTIONS)
+
+
+def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
+    """Put these options on ``parser``."""
+    for option in options:
         if option.parse is None:
-            parser.add_argument(*option.flags, action="store_true", help=option.help)
+            parser.add_argument(
+                *option.flags, dest=option.dest, action="store_true", help=option.help
+            )
         else:
             parser.add_argument(
                 *option.flags,
                 type=checked(option.parse),
                 action="append" if option.repeated else "store",
+                dest=option.dest,
                 metavar=option.metavar,
                 help=option.help,
             )
@@ -249,7 +370,12 @@ def python_fields(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: an option is unknown or has a value that it cannot have.
     """
-    known = {option.dest: option for option in JOB_OPTIONS}
+    known = {
+        _dest(flag): option
+        for option in JOB_OPTIONS
+        for flag in option.flags
+        if flag.startswith("--")
+    }
     fields: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
@@ -258,7 +384,7 @@ def python_fields(given: Mapping[str, Any]) -> dict[str, Any]:
             continue
         convert = _FROM_PYTHON.get(name) or known[name].parse or bool
         try:
-            fields[name] = convert(value)
+            fields[known[name].dest] = convert(value)
         except TypeError:
             raise UserError(f"{name}={value!r} is not a value for this option") from None
     return fields
@@ -297,4 +423,5 @@ _FROM_PYTHON: dict[str, Callable[[Any], Any]] = {
     "begin": _begin,
     "time": _span,
     "label": _label_pairs,
+    "sweep": axes_of,
 }

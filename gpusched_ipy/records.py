@@ -14,6 +14,7 @@ from typing import Any
 from gpusched_ipy.config import Instant
 from gpusched_ipy.job import Job, JobState, effective_priority
 from gpusched_ipy.snapshot import Gpu, Snapshot
+from gpusched_ipy.text import clean
 
 
 def iso(wall: float | None) -> str | None:
@@ -75,6 +76,9 @@ def job_json(
         "signal": signal_name(job.signal),
         "error": job.error,
         "attempts": job.attempts,
+        "retried": job.retried,
+        "requeued": job.requeued,
+        "oom": job.oom,
         "log": log,
         "expected_start": iso(expected_start),
         "usage": _usage(job),
@@ -150,3 +154,15 @@ def _gpu_json(gpu: Gpu) -> dict[str, Any]:
         return values | {"processes": None}
     listed = [{key: getattr(item, key) for key in _PROCESS_KEYS} for item in gpu.processes]
     return values | {"processes": listed}
+
+
+def how_it_stands(job: Job) -> str:
+    """The state of a job in one line, with its reason or how it ended."""
+    why = job.error
+    if job.state is JobState.PENDING:
+        why = job.reason.text if job.reason else None
+    elif why is None and job.signal is not None:
+        why = f"ended by {signal_name(job.signal)}"
+    elif why is None and job.exit_code:
+        why = f"exit status {job.exit_code}"
+    return f"{job.state}, {clean(why)}" if why else str(job.state)
