@@ -36,6 +36,11 @@ def _command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("argv", metavar="-- argv", nargs=argparse.REMAINDER, help="the command")
 
 
+def _submit(parser: argparse.ArgumentParser) -> None:
+    arguments.as_json(parser)
+    _command(parser)
+
+
 def _history(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", metavar="N", type=_count, default=50, help="the newest N")
     arguments.as_json(parser)
@@ -87,7 +92,7 @@ def _admin(parser: argparse.ArgumentParser) -> None:
 
 
 VERBS = (
-    Verb("submit", "queue a command; prints its id alone", _command),
+    Verb("submit", "queue a command; prints its id alone, of a sweep one a line", _submit),
     Verb("run", "wait for a turn, then run a command here, with this terminal", _command),
     Verb("list", "the queue", arguments.VERBS["list"]),
     Verb("show", "everything about one job", arguments.VERBS["show"]),
@@ -107,6 +112,7 @@ VERBS = (
     Verb("resume", "start jobs again after drain", arguments.VERBS["resume"]),
     Verb("history", "the jobs that have ended", _history),
     Verb("gpus", "the GPUs now", _gpus),
+    Verb("watch", "GPUs and queue as a live screen, steered by keys", arguments.nothing),
     Verb("engines", "where jobs can run", arguments.as_json),
     Verb("agent", "the process that starts commands while no notebook is open", _agent),
     Verb("doctor", "what works here, what does not, and what to do about it", _doctor),

@@ -13,7 +13,7 @@ from gpusched_ipy.interrupts import shielded
 from gpusched_ipy.job import Job
 from gpusched_ipy.runners.cell import Cell, CellRunner, Phase
 from gpusched_ipy.store import Store
-from gpusched_ipy.text import format_duration
+from gpusched_ipy.text import clean, format_duration
 
 _STEP_S = 0.1  # the longest that an interrupt of a waiting cell takes
 _SAY_S = 1.0  # shorter waits are not worth a line in the notebook
@@ -55,7 +55,7 @@ class Place:
             self._await_turn(cell, job)
             if not self._runner.begin(cell.uid, None, depth):
                 raise UserError(f"job {job.id} was cancelled before it began")
-            self._say_wait(job.id)
+            self.say_wait(job.id)
         except BaseException:
             if self._runner.give_up(cell):
                 shielded(partial(self._store.request_cancel, job.id))
@@ -70,17 +70,23 @@ class Place:
 
     def _await_turn(self, cell: Cell, job: Job) -> None:
         shown = not self._front.attended
+        told = self._front.kernel is not None
         while not cell.granted.wait(_STEP_S):
             now = self._store.job(job.id)
             if now.ended:
                 why = f": {now.error}" if now.error else " while it waited"
                 raise UserError(f"job {job.id} was {now.state}{why}")
+            if not told and now.reason is not None:
+                why = clean(now.reason.text)
+                self._front.tell(f"gpuqueue: job {job.id} waits: {why}; Ctrl-C gives its place up")
+                told = True
             if not shown:
                 self._board.put_up(cell, now, Around())
                 shown = True
             self._board.refresh(cell)
 
-    def _say_wait(self, job_id: int) -> None:
+    def say_wait(self, job_id: int) -> None:
+        """In a headless run, where no badge tells it: how long the cell has waited."""
         job = self._store.job(job_id)
         waited = (job.started_at or job.submitted_at) - job.submitted_at
         if waited >= _SAY_S and not self._front.attended:

@@ -14,7 +14,7 @@ from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Settings
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import Job, JobState
-from gpusched_ipy.look import job_record, job_table
+from gpusched_ipy.look import damage, job_record, job_table
 from gpusched_ipy.options import job_fields
 from gpusched_ipy.terminal import DONE, FAILED, LogWriter, note, show_table
 from gpusched_ipy.view import JOB_COLUMNS, clean
@@ -58,17 +58,40 @@ def call(asked: argparse.Namespace, explicit: Mapping[str, object]) -> int:
 
 def _submit(terminal: Terminal) -> int:
     asked = terminal.asked
-    job = terminal.queue.submit(**_wanted(asked))
-    print(job.id)
-    if terminal.queue.drained:
-        note(f"job {job.id} waits: the queue is drained; `gpusched resume` starts jobs again")
+    wanted = _wanted(asked)
+    if wanted.pop("dry_run", False):
+        return _preview(terminal, wanted, as_json=asked.json)
+    queue = terminal.queue
+    done = queue.submit_all(**wanted)
+    if asked.json:
+        _print_json([job_record(queue, job) for job in done.jobs])
+    else:
+        for job in done.jobs:
+            print(job.id)
+    if done.note:
+        note(done.note)
+    if queue.drained and done.queued:
+        which = f"job {done.queued[0].id} waits" if len(done.queued) == 1 else "the jobs wait"
+        note(f"{which}: the queue is drained; `gpusched resume` starts jobs again")
+    return DONE
+
+
+def _preview(terminal: Terminal, wanted: dict[str, Any], *, as_json: bool) -> int:
+    found = terminal.queue.preview(**wanted)
+    if as_json:
+        _print_json(found.record())
+    else:
+        print(found)
     return DONE
 
 
 def _run(terminal: Terminal) -> int:
     from gpusched_ipy.foreground import run_here
 
-    job = run_here(terminal.queue, tell=note, **_wanted(terminal.asked))
+    wanted = _wanted(terminal.asked)
+    if wanted.pop("dry_run", False):
+        return _preview(terminal, wanted, as_json=False)
+    job = run_here(terminal.queue, tell=note, **wanted)
     if job.state is not JobState.COMPLETED:
         note(how_it_ended(job))
     return exit_status(job)
@@ -87,7 +110,8 @@ def _wanted(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _list(terminal: Terminal) -> int:
-    return _show_jobs(terminal, terminal.queue.list(all=terminal.asked.all))
+    asked = terminal.asked
+    return _show_jobs(terminal, terminal.queue.list(all=asked.all), fold=not asked.members)
 
 
 def _history(terminal: Terminal) -> int:
@@ -95,12 +119,14 @@ def _history(terminal: Terminal) -> int:
     return _show_jobs(terminal, ended[-terminal.asked.limit :])
 
 
-def _show_jobs(terminal: Terminal, jobs: list[Job]) -> int:
+def _show_jobs(terminal: Terminal, jobs: list[Job], *, fold: bool = False) -> int:
     queue = terminal.queue
+    if damaged := queue.store.damaged:
+        note(damage(damaged))
     if terminal.asked.json:
         _print_json([job_record(queue, job) for job in jobs])
         return DONE
-    show_table(JOB_COLUMNS, job_table(queue, jobs))
+    show_table(JOB_COLUMNS, job_table(queue, jobs, fold=fold))
     if drained := queue.drained:
         note(f"the queue is drained ({drained}); `gpusched resume` starts jobs again")
     return DONE
@@ -252,6 +278,12 @@ def _gpus(terminal: Terminal) -> int:
     return show_gpus(terminal.queue, as_json=asked.json)
 
 
+def _watch(terminal: Terminal) -> int:
+    from gpusched_ipy.screen import watch
+
+    return watch(terminal.queue)
+
+
 def _agent(terminal: Terminal) -> int:
     if terminal.asked.what == "run":
         note("the agent starts commands until it is interrupted (Ctrl-C); running jobs go on")
@@ -289,6 +321,7 @@ _VERBS: dict[str, Callable[[Terminal], int]] = {
     "resume": _resume,
     "history": _history,
     "gpus": _gpus,
+    "watch": _watch,
     "engines": _engines,
     "agent": _agent,
 }

@@ -1,5 +1,5 @@
 """The live panel and the still pictures: what a person sees of GPUs and queue in a notebook."""
 
-from gpusched_ipy.panel.panel import GpuPanel, close_all
+from gpusched_ipy.panel.panel import GpuPanel, close_all, panel_of
 
-__all__ = ["GpuPanel", "close_all"]
+__all__ = ["GpuPanel", "close_all", "panel_of"]

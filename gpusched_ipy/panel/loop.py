@@ -16,7 +16,6 @@ from typing import Any
 from gpusched_ipy.backends import Detail
 from gpusched_ipy.config import Clock, Settings, SystemClock
 from gpusched_ipy.errors import GpuSchedError
-from gpusched_ipy.panel.clicks import number, obey
 from gpusched_ipy.panel.feed import (
     PAGE,
     REPEATED,
@@ -29,12 +28,14 @@ from gpusched_ipy.panel.feed import (
 )
 from gpusched_ipy.panel.needs import AlwaysFree, Host, PanelQueue, Readings
 from gpusched_ipy.snapshot import Gpu, Snapshot
+from gpusched_ipy.steer import number, obey
 
 _log = logging.getLogger(__name__)
 
 BEAT_S = 2.0  # how often a page beats
 SILENCE_S = 3 * BEAT_S + 1.0  # a page that was not heard for so long is gone
 ANSWERS_S = 5.0  # for how long an answer to a click is repeated
+KEPT_S = 60.0  # the picture that is saved with the notebook is renewed at most so often
 REASONS_S = 2.0  # wait reasons change without a move of the job: they are read this often
 
 Send = Callable[[dict[str, Any], bytes | None], None]
@@ -72,6 +73,8 @@ class PanelLoop:
         send: sends one message to every page; called from the panel's thread.
         host: tells when the silence of a page means nothing.
         name: names the want at the monitor.
+        moved: called from the panel's thread when jobs have started or ended, at most every
+            ``KEPT_S`` seconds.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class PanelLoop:
         host: Host | None = None,
         clock: Clock | None = None,
         name: str = "panel",
+        moved: Callable[[], None] | None = None,
     ) -> None:
         self._queue = queue
         self._monitor = monitor
@@ -91,6 +95,8 @@ class PanelLoop:
         self._host = host or AlwaysFree()
         self._clock = clock or SystemClock()
         self._name = name
+        self._moved = moved
+        self._kept: tuple[object, float] = (None, 0.0)  # what was last told as moved, and when
         self.every_s = 1.0 / min(4.0, settings.panel_hz)
         self._cond = threading.Condition()
         self._inbox: deque[Mapping[str, Any]] = deque()
@@ -251,7 +257,19 @@ class PanelLoop:
             "answers": [answer for _, answer in self._answers],
         }
         self._send(tick, points)
+        self._keep()
         self._due = self._mono() + self.every_s
+
+    def _keep(self) -> None:
+        """Say that jobs have started or ended since that was last said."""
+        page = self._shown.page
+        stands = [(job.id, job.state) for job in page.spans]
+        before, at = self._kept
+        if self._moved is None or stands == before or self._mono() < at + KEPT_S:
+            return
+        self._kept = (stands, self._mono())
+        if before is not None:
+            self._moved()
 
     def _refresh(self) -> None:
         """Send the state if it is not the one that was sent last."""

@@ -6,7 +6,9 @@ Handlers of the page's messages only put them down: no click ever takes a cell's
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import os
 import weakref
 from functools import cache
 from pathlib import Path
@@ -18,6 +20,7 @@ from gpusched_ipy.errors import GpuSchedError
 from gpusched_ipy.panel.feed import PAGE, WINDOW_S, JobPage
 from gpusched_ipy.panel.loop import PanelLoop
 from gpusched_ipy.panel.needs import PanelQueue, Readings
+from gpusched_ipy.panel.picture import Picture
 from gpusched_ipy.panel.still import still_html, still_text
 
 _STATIC = Path(__file__).parent / "static"
@@ -26,6 +29,7 @@ _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 _open: weakref.WeakSet[GpuPanel] = weakref.WeakSet()
 _numbers = itertools.count(1)
+_PID = os.getpid()
 
 
 class GpuPanel:
@@ -55,6 +59,7 @@ class GpuPanel:
         self._widget: Any = None
         self._kernel: _Kernel | None = None
         self._loop: PanelLoop | None = None
+        self._picture: Picture | None = None
         self._closed = False
         _open.add(self)
 
@@ -64,8 +69,12 @@ class GpuPanel:
         return self._loop is not None and self._loop.working
 
     def close(self) -> None:
-        """End the panel's work and its widget; what is on the screen disappears."""
+        """End the panel's work and its widget; its last picture stays."""
+        if self._closed:
+            return
         self._closed = True
+        if self._picture is not None:
+            self._picture.renew()
         if self._loop is not None:
             self._loop.close()
         if self._kernel is not None:
@@ -73,20 +82,40 @@ class GpuPanel:
         if self._widget is not None:
             self._widget.close()
 
+    def shows(self, queue: PanelQueue, monitor: Readings) -> bool:
+        """Whether this is a live panel of that queue and those readings."""
+        alive = self._widget is not None and not self._closed
+        return alive and self._queue is queue and self._monitor is monitor
+
+    def _ipython_display_(self) -> None:
+        """The widget where there can be one, and below it the picture that is saved with it.
+
+        They are two outputs: a front end shows nothing but an error in the place of a widget whose
+        kernel is gone.
+        """
+        from IPython.display import display
+
+        view = self._view() if self._live and not self._closed else None
+        if view is None:
+            display(self._repr_mimebundle_(), raw=True)
+            return
+        live = "GPU panel: live while its kernel runs; below is its last picture"
+        display({"text/plain": live, _WIDGET_VIEW: view}, raw=True)
+        if self._picture is None:
+            self._picture = Picture(self._repr_mimebundle_, self._widget.model_id)
+        self._picture.show()
+
     def _repr_mimebundle_(
         self, include: object = None, exclude: object = None, **_: object
     ) -> dict[str, Any]:
-        """The widget, and the still picture for whoever cannot show one."""
+        """The still picture, as HTML and as text."""
         snapshot = self._monitor.latest(Detail.FULL) or self._monitor.latest()
         page = self._page()
         now = self._clock.now()
-        bundle: dict[str, Any] = {
+        return {
             "text/plain": still_text(snapshot, page, now),
             "text/html": still_html(snapshot, self._monitor.history(WINDOW_S), page, now),
         }
-        if self._live and not self._closed and (view := self._view()):
-            bundle[_WIDGET_VIEW] = view
-        return bundle
 
     def _page(self) -> JobPage:
         now = self._clock.now().wall
@@ -112,6 +141,7 @@ class GpuPanel:
         if self._widget is None:
             self._kernel = kernel
             self._widget = _widget_class()()
+            self._widget.picture = self._widget.model_id
             self._loop = PanelLoop(
                 self._queue,
                 self._monitor,
@@ -120,6 +150,7 @@ class GpuPanel:
                 host=kernel,
                 clock=self._clock,
                 name=f"panel {next(_numbers)}",
+                moved=self._on_moved,
             )
             self._widget.on_msg(self._on_message)
             _route_past_cells(self._widget.comm)
@@ -135,9 +166,26 @@ class GpuPanel:
     def _send(self, message: dict[str, Any], points: bytes | None) -> None:
         self._widget.send(message, None if points is None else [points])
 
+    def _on_moved(self) -> None:
+        """Jobs have started or ended: what is saved with the notebook is to show it."""
+        if self._picture is not None:
+            self._picture.renew()
+
     def _on_message(self, _widget: object, content: object, _buffers: object) -> None:
         if self._loop is not None and isinstance(content, dict):
             self._loop.receive(content)
+
+
+def panel_of(queue: PanelQueue, monitor: Readings, settings: Settings, *, live: bool) -> GpuPanel:
+    """The live panel of that queue where there is one, shown once more; else a new one.
+
+    However often it is shown, it reads and sends once.
+    """
+    if live:
+        for panel in list(_open):
+            if panel.shows(queue, monitor):
+                return panel
+    return GpuPanel(queue, monitor, settings, live=live)
 
 
 def close_all() -> None:
@@ -180,6 +228,13 @@ class _Kernel:
         self.free_since = self._clock.now().mono
 
 
+@atexit.register
+def _at_exit() -> None:
+    # A forked child that ends in the ordinary way has no panel of its own.
+    if os.getpid() == _PID:
+        close_all()
+
+
 def _route_past_cells(comm: Any) -> None:
     """Let a page's messages come through the front end's subshell, where there is one.
 
@@ -195,11 +250,13 @@ def _route_past_cells(comm: Any) -> None:
 def _widget_class() -> type:
     """The widget's class; made on first use, because anywidget is a heavy import."""
     import anywidget
+    from traitlets import Unicode
 
     class GpuPanelWidget(anywidget.AnyWidget):
         """Carries the page's script and style; everything else goes through messages."""
 
         _esm = "\n".join((_STATIC / name).read_text(encoding="utf-8") for name in _SCRIPTS)
         _css = (_STATIC / "panel.css").read_text(encoding="utf-8")
+        picture = Unicode("").tag(sync=True)  # which saved picture the page hides while it lives
 
     return GpuPanelWidget

@@ -250,10 +250,20 @@ class Panel {
     this.queue.setDeaf(kind === "stale" && word !== "old reading");
   }
 
+  // The picture that is saved for when the kernel is gone stands below; while this lives, it hides.
+  hidePicture(hidden) {
+    const own = `.gsq-still[data-panel="${CSS.escape(this.model.get("picture") || "")}"]`;
+    for (const still of document.querySelectorAll(own)) {
+      const output = still.closest(".jp-OutputArea-child") || still;
+      output.style.display = hidden ? "none" : "";
+    }
+  }
+
   onSight(inView) { this.inView = inView; this.look(); }
 
   // Runs twice a second: whether anybody can see the panel, and whether its news is still news.
   look() {
+    this.hidePicture(true);
     const visible = Boolean(this.inView) && document.visibilityState === "visible";
     if (visible !== this.visible) {
       this.visible = visible;
@@ -285,6 +295,7 @@ class Panel {
 
   close() {
     this.send({ t: "bye" });
+    this.hidePicture(false);
     clearInterval(this.timer);
     clearInterval(this.beat);
     clearTimeout(this.saying);

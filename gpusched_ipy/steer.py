@@ -1,20 +1,38 @@
-"""What the panel's buttons do: each click is one verb of the queue, checked before it is obeyed."""
+"""What the panel's buttons and the terminal screen's keys do: each is one verb of the queue.
+
+What a page sends is checked before it is obeyed. It shows nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 from gpusched_ipy.errors import GpuSchedError
 from gpusched_ipy.job import PRIORITY_RANGE
-from gpusched_ipy.panel.needs import PanelQueue
 
 
-def obey(queue: PanelQueue, message: Mapping[str, Any]) -> str:
-    """Do what a click asks, and say so in one line.
+class Steered(Protocol):
+    """The wishes that can be made of a queue."""
+
+    def cancel(self, *references: int) -> object: ...
+    def hold(self, *references: int) -> object: ...
+    def release(self, *references: int) -> object: ...
+    def set_priority(self, references: Iterable[int], priority: int) -> object: ...
+    def top(self, reference: int) -> object: ...
+    def drain(self) -> object: ...
+    def resume(self) -> object: ...
+
+
+def obey(queue: Steered, message: Mapping[str, Any]) -> str:
+    """Do what a click or a key asks, and say so in one line.
+
+    Args:
+        queue: whose jobs.
+        message: ``verb``, and with most of them ``id`` (a job) and ``value`` (a priority).
 
     Raises:
-        GpuSchedError: the queue refuses, or the page asked for something unknown.
+        GpuSchedError: the queue refuses, or something unknown was asked for.
     """
     verb = message.get("verb")
     if verb == "drain":

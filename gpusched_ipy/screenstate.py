@@ -1,0 +1,196 @@
+"""What the terminal's live screen knows, and what its keys do. It draws nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from gpusched_ipy.api import Queue
+from gpusched_ipy.backends import Detail
+from gpusched_ipy.errors import GpuSchedError
+from gpusched_ipy.job import ACTIVE, Job
+from gpusched_ipy.look import Look
+from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.screendraw import WINDOW_S, Scene, queue_lines
+from gpusched_ipy.snapshot import Gpu, Snapshot
+from gpusched_ipy.steer import obey
+
+_SAID_S = 8.0  # for how long an answer stays
+_MOVES = {"up": -1, "k": -1, "down": 1, "j": 1}
+_PAGES = {"page up": -1, "page down": 1}
+_VERBS = {"c": "cancel", "h": "hold", "r": "release", "t": "top", "d": "drain", "u": "resume"}
+_STEPS = {"+": 1, "=": 1, "-": -1}
+_WHOLE = frozenset({"drain", "resume"})  # of the queue, not of a job
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The part of the queue that is on the screen."""
+
+    jobs: list[Job] = field(default_factory=list)
+    offset: int = 0
+    total: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
+    drained: str | None = None
+    trouble: str | None = None
+
+
+class ScreenState:
+    """GPUs and queue as they were last read, the chosen job, and the last answer.
+
+    Args:
+        queue: what is shown and steered.
+        monitor: gives the readings; somebody else wants them.
+        size: columns and lines of the terminal now.
+        unicode: whether it shows more than ASCII.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        monitor: Monitor,
+        size: Callable[[], tuple[int, int]],
+        *,
+        unicode: bool = True,
+    ) -> None:
+        self._queue = queue
+        self._monitor = monitor
+        self._size = size
+        self._unicode = unicode
+        self._look = Look(queue, monitor)
+        self._rows = _Rows()
+        self._selected: int | None = None
+        self._gpus: tuple[Gpu, ...] = ()
+        self._snapshot: Snapshot | None = None
+        self._names: Mapping[int, str] = {}
+        self._members: Mapping[str, str] = {}
+        self._message = ""
+        self._said_at = float("-inf")
+        self._armed: int | None = None  # the running job whose cancel must be confirmed
+        self.quit = False
+
+    # -- reading
+
+    def read(self) -> None:
+        """Read the newest GPUs and the shown part of the queue; what cannot be read is said."""
+        try:
+            self._read_gpus()
+            self._read_queue()
+            self._rows.trouble = None
+        except GpuSchedError as exc:
+            self._rows.trouble = str(exc)
+
+    def _read_gpus(self) -> None:
+        snapshot = self._look.latest(Detail.FULL)
+        newest = self._monitor.latest()
+        if newest is not None and newest.problem:
+            snapshot = newest
+        self._snapshot = snapshot
+        if snapshot is not None and not snapshot.problem:
+            self._gpus = snapshot.gpus
+            self._names, self._members = self._look.jobs, self._look.members
+
+    def _read_queue(self) -> None:
+        rows, queue = self._rows, self._queue
+        rows.counts = queue.counts()
+        rows.total = sum(rows.counts.values())
+        rows.drained = queue.drained
+        fits = self.fits
+        rows.offset = max(0, min(rows.offset, rows.total - fits))
+        rows.jobs = list(queue.page(rows.offset, fits))
+        ids = [job.id for job in rows.jobs]
+        if self._selected not in ids:
+            self._selected = ids[0] if ids else None
+
+    @property
+    def fits(self) -> int:
+        """How many jobs the screen has room for."""
+        return queue_lines(self.scene())
+
+    def scene(self) -> Scene:
+        """What is to be drawn now."""
+        now = self._queue.clock.now()
+        width, height = self._size()
+        rows = self._rows
+        return Scene(
+            now=now,
+            width=width,
+            height=height,
+            snapshot=self._snapshot,
+            gpus=self._gpus,
+            history=self._monitor.history(WINDOW_S),
+            names=self._names,
+            members=self._members,
+            explanation=self._monitor.explanation,
+            jobs=rows.jobs,
+            offset=rows.offset,
+            total=rows.total,
+            counts=rows.counts,
+            drained=rows.drained,
+            trouble=rows.trouble,
+            selected=self._selected,
+            message=self._message if now.mono - self._said_at < _SAID_S else "",
+            unicode=self._unicode,
+        )
+
+    # -- keys
+
+    def press(self, key: str) -> None:
+        """Do what a key asks for; the answer is the next screen's message."""
+        armed, self._armed = self._armed, None
+        if key in ("q", "Q"):
+            self.quit = True
+        elif key in _MOVES:
+            self._move(_MOVES[key])
+        elif key in _PAGES:
+            self._turn_to(self._rows.offset + _PAGES[key] * self.fits)
+        elif key in ("home", "g"):
+            self._turn_to(0)
+        elif key in ("end", "G"):
+            self._turn_to(self._rows.total, last=True)
+        elif key in _STEPS or key in _VERBS:
+            self._steer(key, armed)
+
+    def _move(self, step: int) -> None:
+        ids = [job.id for job in self._rows.jobs]
+        if self._selected not in ids:
+            return
+        place = ids.index(self._selected) + step
+        if 0 <= place < len(ids):
+            self._selected = ids[place]
+        else:
+            self._turn_to(self._rows.offset + step, last=step > 0)
+
+    def _turn_to(self, offset: int, *, last: bool = False) -> None:
+        """Show the jobs from ``offset`` on, and choose the first or last of them."""
+        self._rows.offset = max(0, offset)
+        self.read()
+        if self._rows.jobs:
+            self._selected = self._rows.jobs[-1 if last else 0].id
+
+    def _steer(self, key: str, armed: int | None) -> None:
+        verb = _VERBS.get(key, "priority")
+        job = next((job for job in self._rows.jobs if job.id == self._selected), None)
+        if verb in _WHOLE:
+            self._obey({"verb": verb})
+        elif job is None:
+            self._say("no job is chosen")
+        elif verb == "cancel" and job.state in ACTIVE and armed != job.id:
+            self._armed = job.id
+            self._say(f"Job {job.id} is {job.state}: press c once more to end it.")
+        elif verb == "priority":
+            value = self._queue.show(job.id).priority + _STEPS[key]
+            self._obey({"verb": verb, "id": job.id, "value": value})
+        else:
+            self._obey({"verb": verb, "id": job.id})
+
+    def _obey(self, message: Mapping[str, object]) -> None:
+        try:
+            self._say(obey(self._queue, message))
+        except GpuSchedError as exc:
+            self._say(str(exc))
+        self.read()
+
+    def _say(self, text: str) -> None:
+        self._message = text
+        self._said_at = self._queue.clock.now().mono

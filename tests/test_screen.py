@@ -1,0 +1,278 @@
+"""``gpusched watch``: the panel as a live screen of a real terminal, one picture in a pipe."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import GIB, FakeScript, wait_until
+from hypothesis import given
+from hypothesis import settings as settings_of
+from hypothesis import strategies as st
+from rich.console import Console
+from tmux import terminal
+
+from gpusched_ipy.api import Queue
+from gpusched_ipy.config import Instant, Settings
+from gpusched_ipy.job import Job, JobKind, JobSpec, JobState, WaitCode, WaitReason
+from gpusched_ipy.keyboard import Keyboard
+from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.screendraw import Scene, draw, queue_lines
+from gpusched_ipy.screenstate import ScreenState
+from gpusched_ipy.snapshot import Gpu, GpuProcess, Snapshot
+
+EVIL = "\x1b]0;owned\x07[red]\u202eevil"
+WATCH = f"{sys.executable} -m gpusched_ipy watch"
+NOW = Instant(mono=5000.0, wall=1_790_000_000.0)
+
+
+@pytest.fixture
+def queue(settings: Settings) -> Iterator[Queue]:
+    queue = Queue(settings)
+    yield queue
+    queue.store.close()
+
+
+def submit(queue: Queue, name: str, **fields: Any) -> Job:
+    """A cell's job that nobody can start: its kernel does not exist."""
+    return queue.submit(kind=JobKind.CELL, code="pass", name=name, home="nobody", **fields)
+
+
+@pytest.mark.timeout(180)
+def test_the_whole_panel_in_a_terminal(queue: Queue, fake: FakeScript, tmp_path: Path) -> None:
+    first, second = submit(queue, "first"), submit(queue, "second")
+    fake.busy(utilization=0.97)
+    with terminal(tmp_path, {"GPUSCHED_PANEL_HZ": "4"}, (150, 30)) as screen:
+        screen.type(f"clear; echo before; {WATCH}; echo status $?")
+        shown = screen.wait("97 %", "30.0 GiB / 40.0 GiB", "pid 4242", "first", "second", "q quit")
+        assert "2 waiting" in shown
+        assert "before" not in shown
+        marked = next(line for line in screen.lines if "▶" in line)
+        assert "first" in marked
+
+        # What happens elsewhere appears by itself.
+        fake.busy(utilization=0.35, memory="8GiB")
+        submit(queue, EVIL)
+        shown = screen.wait("35 %", "8.0 GiB", "3 waiting")
+        assert "\\x1b]0;owned" in shown
+
+        # Keys steer the job that is marked.
+        screen.keys("Down")
+        wait_until(lambda: any("▶" in x and "second" in x for x in screen.lines), 60, "marked")
+        screen.keys("+", "+")
+        wait_until(lambda: queue.show(second.id).priority == 2, 60, "raised")
+        screen.keys("-")
+        wait_until(lambda: queue.show(second.id).priority == 1, 60, "lowered")
+        screen.keys("h")
+        wait_until(lambda: queue.show(second.id).held, 60, "held")
+        screen.wait("1 held", f"Job {second.id} is held")
+        screen.keys("r")
+        wait_until(lambda: not queue.show(second.id).held, 60, "released")
+        screen.keys("d")
+        screen.wait("DRAINED")
+        assert queue.drained
+        screen.keys("u")
+        screen.wait_gone("DRAINED")
+        screen.keys("c")
+        wait_until(lambda: queue.show(second.id).state is JobState.CANCELLED, 60, "cancelled")
+        screen.wait("2 waiting")
+        assert queue.show(first.id).state is JobState.PENDING
+
+        # Another size, and a backend that fails.
+        screen.resize(60, 14)
+        screen.wait_gone("pid 4242")
+        assert "first" in screen.wait("move")
+        fake.problem("driver lost")
+        screen.wait("NOT READABLE", "?????")
+        fake.problem(None)
+        screen.wait_gone("NOT READABLE")
+
+        # Stopped like any program, it gives the terminal back, and goes on.
+        screen.keys("C-z")
+        screen.wait("before")
+        screen.type("stty -a | grep -o '[-]*icanon' | sed s/^/mode-/; fg")
+        screen.wait("move")
+        screen.keys("q")
+        shown = screen.wait("before", "mode-icanon")
+        assert "move" not in shown
+
+        # Ended by Ctrl-C or by a signal, too.
+        screen.type(f"clear; {WATCH}; echo status $?")
+        screen.wait("2 waiting")
+        screen.keys("C-c")
+        screen.wait("status 0")
+        screen.type(f"clear; sh -c 'echo $$ > pid; exec {WATCH}'; echo status $?")
+        pid = tmp_path / "pid"
+        screen.wait("2 waiting")
+        os.kill(int(pid.read_text()), signal.SIGTERM)
+        screen.wait("status 143")
+        screen.type("stty -a | grep -o '[-]*icanon' | sed s/^/mode-/")
+        screen.wait("mode-icanon")
+
+
+def test_into_a_pipe_it_is_one_picture(queue: Queue, fake: FakeScript) -> None:
+    submit(queue, EVIL)
+    argv = [sys.executable, "-m", "gpusched_ipy", "watch"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == 0, done.stderr
+    assert "Fake A100" in done.stdout
+    assert "\\x1b]0;owned\\x07[red]\\u202eevil" in done.stdout
+    assert "\x1b" not in done.stdout
+    fake.problem("driver lost")
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == 1
+    assert "driver lost" in done.stdout
+
+
+def job(number: int, name: str = "train", **changes: Any) -> Job:
+    spec = JobSpec(uid=f"u{number}", kind=JobKind.COMMAND, name=name, owner="notebook a.ipynb")
+    reason = WaitReason(code=WaitCode.GPU_BUSY, text="GPU 0: 97 % used by python")
+    values: dict[str, Any] = {"state": JobState.PENDING, "priority": 0, "reason": reason}
+    return Job(id=number, spec=spec, submitted_at=NOW.wall - 60, **(values | changes))
+
+
+def scene(width: int, height: int, gpus: int, jobs: int, **changes: Any) -> Scene:
+    cards = tuple(
+        Gpu(
+            uuid=f"GPU-{place}",
+            index=place,
+            name=EVIL,
+            utilization=0.5,
+            mem_used_bytes=10 * GIB,
+            mem_total_bytes=40 * GIB,
+            processes=(GpuProcess(pid=1, name=EVIL, mem_bytes=GIB),),
+        )
+        for place in range(gpus)
+    )
+    reading = Snapshot(
+        backend="fake", source=EVIL, taken_at=NOW.wall, taken_mono=NOW.mono, gpus=cards
+    )
+    shown = Scene(
+        now=NOW,
+        width=width,
+        height=height,
+        snapshot=reading,
+        gpus=cards,
+        history=(reading,),
+        counts={"running": 0, "waiting": jobs, "held": 0},
+        total=jobs,
+        selected=1,
+    )
+    listed = [job(number + 1, EVIL) for number in range(min(jobs, queue_lines(shown)))]
+    return replace(shown, jobs=listed, **changes)
+
+
+def reading_of(shown: Scene) -> Snapshot:
+    assert shown.snapshot is not None
+    return shown.snapshot
+
+
+def drawn(shown: Scene) -> list[str]:
+    """The lines that a terminal of the scene's size is sent, without their colours."""
+    console = Console(
+        file=io.StringIO(), width=shown.width, height=shown.height, force_terminal=False
+    )
+    with console.capture() as capture:
+        console.print(draw(shown))
+    return capture.get().removesuffix("\n").split("\n")
+
+
+@settings_of(deadline=None, max_examples=40)
+@given(
+    st.integers(20, 200),
+    st.integers(10, 60),
+    st.integers(0, 20),
+    st.integers(0, 300),
+    st.booleans(),
+)
+def test_it_fits_every_terminal_and_sends_nothing_that_acts(
+    width: int, height: int, gpus: int, jobs: int, unicode: bool
+) -> None:
+    lines = drawn(scene(width, height, gpus, jobs, unicode=unicode))
+    assert len(lines) <= height
+    assert all(len(line) <= width for line in lines)
+    text = "\n".join(lines)
+    assert not {"\x1b", "\x07", "\u202e"} & set(text)
+    if not unicode:
+        assert not set("█░▁▂▃▄▅▆▇▶↑↓·") & set(text)
+
+
+def test_unknown_is_no_empty_bar_and_the_marked_job_needs_no_colour() -> None:
+    shown = scene(120, 30, 1, 3)
+    blind = Gpu(uuid="GPU-0", index=0)
+    reading = replace(reading_of(shown), gpus=(blind,))
+    text = "\n".join(drawn(replace(shown, snapshot=reading, gpus=(blind,), history=())))
+    assert "use ??????" in text
+    assert "░" not in text
+    assert [line[0] for line in drawn(shown) if "GPU 0: 97" in line] == ["▶", " ", " "]
+
+
+def test_many_gpus_leave_room_for_the_queue() -> None:
+    lines = drawn(scene(120, 24, 16, 300))
+    assert "and 7 more GPUs: a taller screen shows them" in "\n".join(lines)
+    assert sum("97 %" in line for line in lines) >= 6
+
+
+def test_a_running_job_is_cancelled_by_the_second_key_only(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = submit(queue, "running")
+    asked: list[int] = []
+    monkeypatch.setattr(queue, "cancel", asked.append)
+    monkeypatch.setattr(queue, "page", lambda *_: [replace(running, state=JobState.RUNNING)])
+    state = ScreenState(queue, Monitor(queue.settings), lambda: (100, 30))
+    state.read()
+    state.press("c")
+    assert (asked, "press c once more" in state.scene().message) == ([], True)
+    state.press("h")  # anything else disarms it
+    state.press("c")
+    assert asked == []
+    state.press("c")
+    assert asked == [running.id]
+
+
+def test_long_queues_are_turned_over_by_the_page(queue: Queue) -> None:
+    with queue.store.writing():
+        jobs = [submit(queue, f"job {number}") for number in range(60)]
+    state = ScreenState(queue, Monitor(queue.settings), lambda: (100, 20))
+    state.read()
+    seen = [item.id for item in state.scene().jobs]
+    assert seen == [item.id for item in jobs[: state.fits]]
+    state.press("page down")
+    assert state.scene().jobs[0].id == jobs[state.fits].id
+    state.press("up")  # from the first line to the page before
+    assert state.scene().selected == jobs[state.fits - 1].id
+    state.press("G")
+    assert (state.scene().selected, state.scene().offset) == (jobs[-1].id, 60 - state.fits)
+    state.press("down")
+    assert state.scene().selected == jobs[-1].id
+    state.press("g")
+    assert state.scene().selected == jobs[0].id
+
+
+def test_keys_that_come_in_pieces() -> None:
+    inside, outside = os.openpty()
+    wake, ring = os.pipe()
+    keyboard = Keyboard(outside, wake)
+    with keyboard.opened():
+        os.write(inside, b"a\x1b[A\x1bOB\x1b[5~\x1b[1;5Qz\x1b[")
+        got: list[str] = []
+        wait_until(lambda: got.extend(keyboard.wait(5)) or got[-1:] == ["z"], what="keys")
+        assert got == ["a", "up", "down", "page up", "z"]
+        os.write(inside, b"6~")
+        assert wait_until(lambda: keyboard.wait(5), what="the rest") == ["page down"]
+        os.write(ring, b"!")
+        assert keyboard.wait(30) == []
+        os.close(inside)
+        assert keyboard.wait(30) == []
+        assert keyboard.closed
+    for end in (outside, wake, ring):
+        os.close(end)

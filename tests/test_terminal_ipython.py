@@ -1,0 +1,73 @@
+"""The magics in IPython in a real terminal: cells hold their place, tables are text."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import FakeScript, wait_until
+from tmux import Terminal, terminal
+
+from gpusched_ipy.api import Queue
+from gpusched_ipy.config import Settings
+from gpusched_ipy.job import JobState
+
+IPYTHON = f"{sys.executable} -m IPython --no-banner --no-confirm-exit --colors=NoColor"
+
+
+def cell(screen: Terminal, *lines: str) -> None:
+    """Type a cell; an empty line ends one of several lines."""
+    for line in lines:
+        screen.type(line)
+    if len(lines) > 1:
+        screen.keys("Enter")
+
+
+@pytest.mark.timeout(240)
+def test_a_session(settings: Settings, fake: FakeScript, tmp_path: Path) -> None:
+    fake.busy()
+    queue = Queue(settings)
+    with terminal(tmp_path, {}, (140, 50)) as screen:
+        screen.type(f"clear; {IPYTHON}")
+        screen.wait("In [1]:")
+        screen.type("%load_ext gpusched_ipy")
+        screen.wait("In [2]:")
+        cell(screen, "%%gpuqueue -p 3 -n train", "x = 6 * 7", "print('answer', x)", "x")
+        job = wait_until(lambda: queue.list() and queue.list()[0], 60, "queued")
+        assert (job.name, job.priority, job.state) == ("train", 3, JobState.PENDING)
+        assert "answer 42" not in screen.text
+        fake.free()
+        shown = screen.wait("answer 42", "Out[2]: 42", "In [3]:")
+        assert "job 1 waited" in shown, "the time spent waiting is said"
+        assert queue.show(job.id).state is JobState.COMPLETED
+
+        # Ctrl-C while it waits gives up the place.
+        fake.busy()
+        cell(screen, "%%gpuqueue", "print('never')")
+        second = wait_until(lambda: queue.list() and queue.list()[0], 60, "queued")
+        screen.keys("C-c")
+        screen.wait("KeyboardInterrupt", "In [4]:")
+        wait_until(lambda: queue.show(second.id).state is JobState.CANCELLED, 60, "given up")
+
+        screen.type("%gpurun -n later -- echo hello")
+        screen.wait("queued #3 later", "In [5]:")
+        screen.type("%gpuq list --all")
+        shown = screen.wait("In [6]:")
+        assert {"id", "name", "state", "priority", "train", "later"} <= set(shown.split())
+        assert "<table" not in shown
+        screen.type("%gpus")
+        screen.wait("97 %", "Fake A100", "In [7]:")
+        screen.type("clear")
+        screen.type("%gpupanel")
+        shown = screen.wait("Queue: 0 running", "#3 later", "In [9]:")
+        assert "<svg" not in shown
+        fake.free()
+        screen.type("%gpuq wait later")
+        screen.wait("completed", "In [10]:")
+        screen.type("clear")
+        screen.type("%gpuq log later")
+        screen.wait("hello", "In [12]:")
+        screen.type("exit")
+        screen.wait("$ ")
+    queue.store.close()
