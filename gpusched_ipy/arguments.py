@@ -37,6 +37,7 @@ def command(parser: argparse.ArgumentParser) -> None:
 
 def _list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="ended jobs as well")
+    parser.add_argument("--members", action="store_true", help="each job of a sweep in its own row")
     as_json(parser)
 
 
@@ -54,8 +55,11 @@ def _log(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended")
 
 
+_JOBS = "jobs: 12, 12,14-16, a name, prep*, array:12 (the sweep of job 12)"
+
+
 def _several(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ids", metavar="ID", nargs="+", help="jobs: 12, 12,14-16, a name, prep*")
+    parser.add_argument("ids", metavar="ID", nargs="+", help=_JOBS)
 
 
 def _priority(parser: argparse.ArgumentParser) -> None:
@@ -87,3 +91,5 @@ VERBS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "resume": nothing,
     "requeue": _several,
 }
+# Those that only a notebook can do: its variables are asked for.
+NOTEBOOK_VERBS = {"fetch": _one}

@@ -31,6 +31,7 @@ _SECRET = re.compile(r"token|secret|passw|key|credential|auth|cookie", re.IGNORE
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # The job's own; what the submitter had set would point it at other GPUs.
 _OWN = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES"})
+_OF_A_SWEEP = ("GPUSCHED_SWEEP_", "GPUSCHED_ARRAY_")  # a job that submits passes none of these on
 
 
 def allowed(environ: Mapping[str, str]) -> dict[str, str]:
@@ -40,6 +41,7 @@ def allowed(environ: Mapping[str, str]) -> dict[str, str]:
         for name, value in environ.items()
         if (name in _NAMES or name.startswith(_PREFIXES))
         and name not in _OWN
+        and not name.startswith(_OF_A_SWEEP)
         and not _SECRET.search(name)
     }
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Generic, TypeVar, Unpack, cast, overload
+from functools import partial
+from typing import Any, Generic, Literal, TypeVar, Unpack, cast, overload
 
 from gpusched_ipy.api import Queue
 from gpusched_ipy.calls import (
@@ -24,12 +26,14 @@ from gpusched_ipy.calls import (
 )
 from gpusched_ipy.errors import JobFailedError, UserError
 from gpusched_ipy.here import current_queue
-from gpusched_ipy.job import FINAL, Job, JobKind, JobState
+from gpusched_ipy.job import FINAL, Job, JobKind, JobSpec, JobState
 from gpusched_ipy.joblog import written
 from gpusched_ipy.look import job_table
-from gpusched_ipy.options import JobOptions
+from gpusched_ipy.options import SubmitOptions
+from gpusched_ipy.preview import Preview
 from gpusched_ipy.process import python_argv
-from gpusched_ipy.records import signal_name
+from gpusched_ipy.records import how_it_stands
+from gpusched_ipy.submission import Submission
 from gpusched_ipy.text import clean
 from gpusched_ipy.view import JOB_COLUMNS, html_table
 
@@ -131,6 +135,74 @@ class JobHandle(Generic[T]):
         return html_table(JOB_COLUMNS, rows, numeric=("id", "priority"))
 
 
+class SweepHandle(Sequence[JobHandle[T]]):
+    """The jobs of a sweep, in the order of its values: a sequence of handles.
+
+    Args:
+        queue: where the jobs are.
+        ids: theirs.
+        array: the id of the sweep; ``array:<id>`` names all its jobs wherever jobs are named.
+    """
+
+    def __init__(self, queue: Queue, ids: Sequence[int], array: str) -> None:
+        self.queue = queue
+        self.ids = tuple(ids)
+        self.array = array
+
+    @overload
+    def __getitem__(self, place: int) -> JobHandle[T]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[JobHandle[T]]: ...
+
+    def __getitem__(self, place: int | slice) -> JobHandle[T] | list[JobHandle[T]]:
+        if isinstance(place, slice):
+            return [JobHandle(self.queue, job_id) for job_id in self.ids[place]]
+        return JobHandle(self.queue, self.ids[place])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def wait(self, timeout: float | None = None) -> list[Job]:
+        """Wait until every job has ended, however, and return them.
+
+        Raises:
+            TimeoutError: they have not ended within ``timeout`` seconds.
+        """
+        return self.queue.wait(*self.ids, timeout=timeout)
+
+    def result(self, timeout: float | None = None) -> list[T]:
+        """The results of all jobs.
+
+        Raises:
+            TimeoutError: they have not ended within ``timeout`` seconds.
+            JobFailedError, BaseException: what the first of them raises that has no result.
+        """
+        return [cast(T, result_of(self.queue, job)) for job in self.wait(timeout)]
+
+    def cancel(self) -> None:
+        """Cancel every job that has not ended."""
+        self.queue.cancel(*self.ids)
+
+    def __await__(self) -> Generator[Any, None, list[T]]:
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> list[T]:
+        return [await handle for handle in self]
+
+    def __repr__(self) -> str:
+        return f"<sweep {self.array} of {len(self)} jobs: {', '.join(map(str, self.ids[:10]))}…>"
+
+    def _repr_html_(self) -> str:
+        jobs = [self.queue.show(job_id) for job_id in self.ids]
+        rows = job_table(self.queue, jobs, fold=True)
+        return html_table(JOB_COLUMNS, rows, numeric=("id", "priority"))
+
+
+# The values of each variable: {"lr": [0.1, 0.01]}, or axes as on a command line.
+Sweep = Mapping[str, Iterable[Any]] | Iterable[str] | str
+
+
 @overload
 def submit(
     work: Sequence[str],
@@ -139,7 +211,9 @@ def submit(
     cwd: str | os.PathLike[str] | None = None,
     env: Iterable[str] = (),
     queue: Queue | None = None,
-    **options: Unpack[JobOptions],
+    sweep: None = None,
+    dry_run: Literal[False] = False,
+    **options: Unpack[SubmitOptions],
 ) -> JobHandle[int]: ...
 
 
@@ -151,8 +225,53 @@ def submit(
     cwd: str | os.PathLike[str] | None = None,
     env: Iterable[str] = (),
     queue: Queue | None = None,
-    **options: Unpack[JobOptions],
+    sweep: None = None,
+    dry_run: Literal[False] = False,
+    **options: Unpack[SubmitOptions],
 ) -> JobHandle[T]: ...
+
+
+@overload
+def submit(
+    work: Sequence[str],
+    *,
+    shell: bool = False,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Iterable[str] = (),
+    queue: Queue | None = None,
+    sweep: Sweep,
+    dry_run: Literal[False] = False,
+    **options: Unpack[SubmitOptions],
+) -> SweepHandle[int]: ...
+
+
+@overload
+def submit(
+    work: Callable[..., T],
+    *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Iterable[str] = (),
+    queue: Queue | None = None,
+    sweep: Sweep,
+    dry_run: Literal[False] = False,
+    **options: Unpack[SubmitOptions],
+) -> SweepHandle[T]: ...
+
+
+@overload
+def submit(
+    work: Sequence[str] | Callable[..., Any],
+    *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    shell: bool = False,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Iterable[str] = (),
+    queue: Queue | None = None,
+    sweep: Sweep | None = None,
+    dry_run: Literal[True],
+    **options: Unpack[SubmitOptions],
+) -> Preview: ...
 
 
 def submit(
@@ -163,8 +282,10 @@ def submit(
     cwd: str | os.PathLike[str] | None = None,
     env: Iterable[str] = (),
     queue: Queue | None = None,
-    **options: Unpack[JobOptions],
-) -> JobHandle[Any]:
+    sweep: Sweep | None = None,
+    dry_run: bool = False,
+    **options: Unpack[SubmitOptions],
+) -> JobHandle[Any] | SweepHandle[Any] | Preview:
     """Queue a command or a function and return at once.
 
     Args:
@@ -174,24 +295,48 @@ def submit(
         cwd: the working directory; the present one when None.
         env: ``NAME`` (the value here) or ``NAME=VALUE``; values never enter the record.
         queue: another queue than that of the settings in force.
+        sweep: one job for each combination of these values: a function gets them as keyword
+            arguments, a command in place of ``{name}`` and in its environment.
+        dry_run: queue nothing, and say what would happen, and when.
         options: ``priority``, ``name``, ``gpus``, ``mem``, ``time`` …, as for ``gpusched submit``.
 
     Raises:
         UserError: something that was asked for cannot be; nothing is queued.
     """
     queue = queue or current_queue()
+    asked: dict[str, Any] = {**options, "cwd": cwd, "env": env, "sweep": sweep}
     if not callable(work):
         if args or kwargs:
             raise UserError("a command takes its arguments in its list; write them there")
-        job = queue.submit(work, shell=shell, cwd=cwd, env=env, **options)
-        return JobHandle(queue, job.id)
+        asked |= {"argv": work, "shell": shell}
+        return queue.preview(**asked) if dry_run else _handle(queue, queue.submit_all(**asked))
     if shell:
         raise UserError("shell=True is for commands; a function runs in Python")
-    uid = uuid.uuid4().hex
-    keep_call(queue.state, uid, Call(work, args, kwargs or {}))
-    options["name"] = options.get("name") or name_of(work)
-    job = queue_call(queue, uid, cwd=cwd, env=env, **options)
-    return JobHandle(queue, job.id)
+    asked |= _call(queue, uuid.uuid4().hex)
+    asked["name"] = asked.get("name") or name_of(work)
+    if dry_run:
+        return queue.preview(**asked)
+
+    def keep(spec: JobSpec, values: Mapping[str, Any]) -> None:
+        keep_call(queue.state, spec.uid, Call(work, args, {**(kwargs or {}), **values}))
+
+    undo = partial(drop_call, queue.state)
+    return _handle(queue, queue.submit_all(prepare=keep, undo=undo, **asked))
+
+
+def _handle(queue: Queue, done: Submission) -> JobHandle[Any] | SweepHandle[Any]:
+    """What stands for the jobs; that some stood already is said in one line."""
+    if done.note is not None:
+        print(done.note, file=sys.stderr)
+    if done.array is None:
+        return JobHandle(queue, done.jobs[0].id)
+    return SweepHandle(queue, [job.id for job in done.jobs], done.array)
+
+
+def _call(queue: Queue, uid: str) -> dict[str, Any]:
+    """The job that makes the call of that uid."""
+    argv = python_argv("callmain", str(queue.state.root), uid, isolated=False)
+    return {"argv": argv, "kind": JobKind.CALLABLE, "uid": uid}
 
 
 def queue_call(queue: Queue, uid: str, **options: Any) -> Job:
@@ -200,9 +345,13 @@ def queue_call(queue: Queue, uid: str, **options: Any) -> Job:
     Raises:
         UserError: it cannot be queued.
     """
-    argv = python_argv("callmain", str(queue.state.root), uid, isolated=False)
     try:
-        return queue.submit(argv, kind=JobKind.CALLABLE, uid=uid, **options)
+        for name in ("key", "sweep"):
+            if options.get(name):
+                raise UserError(
+                    f"each call of an executor is a job of its own; {name} is for submit"
+                )
+        return queue.submit(**_call(queue, uid), **options)
     except BaseException:
         drop_call(queue.state, uid)
         raise
@@ -243,15 +392,3 @@ def outcome_of(queue: Queue, job: Job) -> Outcome:
 def _failed(job: Job) -> JobFailedError:
     text = f"job {job.id} ({clean(job.name)}) has no result: {how_it_stands(job)}"
     return JobFailedError(job.id, job.state, text)
-
-
-def how_it_stands(job: Job) -> str:
-    """The state of a job in one line, with its reason or how it ended."""
-    why = job.error
-    if job.state is JobState.PENDING:
-        why = job.reason.text if job.reason else None
-    elif why is None and job.signal is not None:
-        why = f"ended by {signal_name(job.signal)}"
-    elif why is None and job.exit_code:
-        why = f"exit status {job.exit_code}"
-    return f"{job.state}, {clean(why)}" if why else str(job.state)

@@ -216,6 +216,35 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayState:
+    """How a sweep stands. Where a member was submitted again only its newest job counts."""
+
+    id: str
+    name: str
+    first: int  # the lowest id of a job
+    last: int
+    jobs: int  # how many there are, those that were submitted again included
+    size: int  # how many members there are
+    priority: int  # of the first that waits, else of the last job
+    submitted_at: float  # of the first; wall clock, s
+    ended_at: float | None = None  # of the last, where every member is over
+    states: Mapping[JobState, int] = field(default_factory=dict)
+    held: int = 0  # of the pending ones
+    reason: str | None = None  # why the first that waits does
+
+    @property
+    def ended(self) -> bool:
+        """Whether every member is over."""
+        return not any(self.states.get(state) for state in JobState if state not in FINAL)
+
+    @property
+    def reference(self) -> str:
+        """What names all its jobs: their numbers, where no other job stands between them."""
+        together = self.last - self.first + 1 == self.jobs
+        return f"{self.first}-{self.last}" if together else f"array:{self.id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Allocation:
     """GPUs that a job of ours has now, or had until a moment ago (then ``ended_mono`` is set)."""
 

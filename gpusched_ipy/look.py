@@ -10,11 +10,12 @@ from typing import Any
 from gpusched_ipy.api import Queue
 from gpusched_ipy.attribution import attribute
 from gpusched_ipy.backends import Detail
+from gpusched_ipy.folding import folded_rows
 from gpusched_ipy.job import Job
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.openjobs import OpenJobs
 from gpusched_ipy.snapshot import Snapshot
-from gpusched_ipy.view import JobRow, job_json, job_rows
+from gpusched_ipy.view import JobRow, job_json
 
 
 class Look:
@@ -88,12 +89,19 @@ def damage(jobs: tuple[int, ...]) -> str:
     )
 
 
-def job_table(queue: Queue, jobs: Iterable[Job], monitor: Monitor | None = None) -> list[JobRow]:
-    """The rows of jobs, their GPUs by index where a quick reading tells it."""
+def job_table(
+    queue: Queue, jobs: Iterable[Job], monitor: Monitor | None = None, *, fold: bool = False
+) -> list[JobRow]:
+    """The rows of jobs, their GPUs by index where a quick reading tells it.
+
+    Args:
+        fold: one row for each sweep.
+    """
     shown = list(jobs)
     indices: dict[str, int | None] = {}
     if any(job.gpus for job in shown):
         monitor = monitor or Monitor(queue.settings, queue.clock, queue.state.root)
         snapshot = monitor.latest() or monitor.read_now(1.0, Detail.LOAD)
         indices = {gpu.uuid: gpu.index for gpu in snapshot.gpus}
-    return job_rows(shown, queue.clock.now(), indices=indices)
+    arrays = queue.arrays(shown) if fold else {}
+    return folded_rows(shown, arrays, queue.clock.now(), indices=indices)

@@ -116,8 +116,15 @@ class Outlook:
         """Want no more readings."""
         self._monitor.unwant(self._name)
 
-    def decide(self, snapshot: Snapshot | None) -> policy.Decision:
-        """What to do now, as far as this member knows."""
+    def decide(
+        self, snapshot: Snapshot | None, *, limit: int = policy.REASONS, record: bool = True
+    ) -> policy.Decision:
+        """What to do now, as far as this member knows.
+
+        Args:
+            limit: for how many jobs to say why they wait.
+            record: False: it is only a question, and leaves no trace.
+        """
         now, jobs = self._clock.now(), self.open.jobs
         shortest = self._settings.order == "shortest"
         known = self._known()
@@ -130,9 +137,10 @@ class Outlook:
             self._learned.with_ends(self.open.allocations(), jobs, now.mono),
             self._settings,
             now,
+            limit=limit,
             **known,
         )
-        if shortest:
+        if shortest and record:
             backlog.note(self._store, decision.backlog_s, now.wall)
         return decision
 

@@ -20,6 +20,7 @@ from gpusched_ipy.records import (
     why_it_waits,
 )
 from gpusched_ipy.snapshot import Gpu, GpuProcess, Health, Snapshot
+from gpusched_ipy.sweep import label
 from gpusched_ipy.text import (
     UNKNOWN,
     clean,
@@ -96,7 +97,7 @@ def _job_row(job: Job, now: Instant, indices: Mapping[str, int | None]) -> JobRo
     shown = job.gpus if job.ended or job.state in ACTIVE else ()
     return JobRow(
         id=str(job.id),
-        name=clean(job.name, NAME_LIMIT),
+        name=clean(titled(job), NAME_LIMIT),
         state=state,
         priority=str(job.priority),
         gpus=", ".join(_gpu_label(uuid, indices) for uuid in shown) or UNKNOWN,
@@ -104,6 +105,11 @@ def _job_row(job: Job, now: Instant, indices: Mapping[str, int | None]) -> JobRo
         why=clean(why_it_waits(job) or _how_it_ended(job) or "", REASON_LIMIT),
         owner=clean(job.spec.owner, NAME_LIMIT),
     )
+
+
+def titled(job: Job) -> str:
+    """The name of a job; of a member of a sweep with its values."""
+    return f"{job.name} {label(job.spec.sweep)}".rstrip()
 
 
 def _gpu_label(uuid: str, indices: Mapping[str, int | None]) -> str:

@@ -1,0 +1,77 @@
+"""A sweep as one row of the queue, which its members unfold from. Pure: state in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from gpusched_ipy.config import Instant
+from gpusched_ipy.job import ACTIVE, ArrayState, Job, JobState
+from gpusched_ipy.text import UNKNOWN, clean, format_duration
+from gpusched_ipy.view import NAME_LIMIT, REASON_LIMIT, JobRow, job_rows
+
+# In this order a summary counts the members.
+_ORDER = (
+    JobState.RUNNING,
+    JobState.STARTING,
+    JobState.PENDING,
+    JobState.COMPLETED,
+    JobState.FAILED,
+    JobState.TIMEOUT,
+    JobState.LOST,
+    JobState.CANCELLED,
+)
+
+
+def folded_rows(
+    jobs: Iterable[Job],
+    arrays: Mapping[str, ArrayState],
+    now: Instant,
+    *,
+    indices: Mapping[str, int | None] | None = None,
+) -> list[JobRow]:
+    """The queue as a table with one row for each sweep, where its first job would stand.
+
+    Args:
+        jobs: what is shown.
+        arrays: how each sweep stands as a whole, by its id; members of others are shown singly.
+        now: for how long each has been so.
+        indices: the index of each GPU's UUID, where known.
+    """
+    groups: dict[object, list[Job]] = {}
+    for job in jobs:
+        array = job.spec.array
+        known = array is not None and array.id in arrays
+        groups.setdefault(array.id if array is not None and known else job.id, []).append(job)
+    rows: list[JobRow] = []
+    for key, members in groups.items():
+        alone = job_rows(members, now, indices=indices)
+        rows += [_row(arrays[key], members, alone, now)] if isinstance(key, str) else alone
+    return rows
+
+
+def counts(array: ArrayState) -> str:
+    """How many members are in which state: ``1 running, 4 pending (2 held), 5 completed``."""
+    parts = []
+    for state in _ORDER:
+        count = array.states.get(state, 0)
+        held = f" ({array.held} held)" if state is JobState.PENDING and array.held else ""
+        if count:
+            parts.append(f"{count} {state}{held}")
+    return ", ".join(parts)
+
+
+def _row(
+    array: ArrayState, members: Sequence[Job], alone: Sequence[JobRow], now: Instant
+) -> JobRow:
+    active = [row.gpus for job, row in zip(members, alone, strict=True) if job.state in ACTIVE]
+    since = array.submitted_at if array.ended_at is None else array.ended_at
+    return JobRow(
+        id=array.reference,
+        name=clean(f"{array.name} \u00d7{array.size}", NAME_LIMIT),
+        state=counts(array),
+        priority=str(array.priority),
+        gpus=", ".join(dict.fromkeys(active)) or UNKNOWN,
+        since=format_duration(now.wall - since),
+        why=clean(array.reason or "", REASON_LIMIT),
+        owner=clean(members[0].spec.owner, NAME_LIMIT),
+    )

@@ -1,0 +1,202 @@
+"""What a submit would do, and when: the question put to the real policy, and nothing queued."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from gpusched_ipy import policy, sweep
+from gpusched_ipy.config import Clock, Settings
+from gpusched_ipy.job import Job, JobSpec, JobState, Member, WaitCode, WaitReason
+from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.outlook import Outlook
+from gpusched_ipy.records import iso
+from gpusched_ipy.rows import key_of
+from gpusched_ipy.snapshot import Snapshot
+from gpusched_ipy.store import Store
+from gpusched_ipy.text import clean, format_duration
+
+_LINES = 20  # of the members of a sweep
+_REASON_LIMIT = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What would become of one job."""
+
+    spec: JobSpec
+    gpus: tuple[str, ...] = ()  # UUIDs on which it would start at once
+    labels: tuple[str, ...] = ()  # what people call them
+    reason: WaitReason | None = None  # why it would wait
+    start_at: float | None = None  # wall clock, s; None: not known
+    stands: Job | None = None  # the job that its key stands for: it would not be queued
+
+    @property
+    def starts(self) -> bool:
+        """Whether it would start at once."""
+        return bool(self.gpus)
+
+    def record(self) -> dict[str, Any]:
+        """For other programs."""
+        spec = self.spec
+        return {
+            "name": spec.name,
+            "priority": spec.priority,
+            "sweep": dict(spec.sweep),
+            "starts_now": self.starts,
+            "gpus": list(self.gpus),
+            "reason": None if self.reason is None else self.reason.text,
+            "reason_code": None if self.reason is None else str(self.reason.code),
+            "expected_start": iso(self.start_at),
+            "job": None if self.stands is None else self.stands.id,
+        }
+
+    def line(self, wall: float) -> str:
+        """For people."""
+        if self.stands is not None:
+            return f"would not be queued: job {self.stands.id} stands ({self.stands.state})"
+        if self.starts:
+            return f"would start now on {', '.join(self.labels)}"
+        why = clean(self.reason.text, _REASON_LIMIT) if self.reason else "others are ahead"
+        return f"would wait: {why}; {_when(self.start_at, wall)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """What would become of everything that was asked for."""
+
+    jobs: tuple[Expected, ...]
+    wall: float  # when it was worked out, s
+
+    def record(self) -> list[dict[str, Any]]:
+        """For other programs: one object a job."""
+        return [one.record() for one in self.jobs]
+
+    def lines(self) -> list[str]:
+        """For people."""
+        first = self.jobs[0]
+        if len(self.jobs) == 1 and not first.spec.sweep:
+            return [f"{clean(first.spec.name, 60)} {first.line(self.wall)}; nothing is queued"]
+        starts = sum(one.starts for one in self.jobs)
+        stand = sum(one.stands is not None for one in self.jobs)
+        rest = len(self.jobs) - starts - stand
+        counts = [f"{starts} would start now", f"{rest} would wait"]
+        counts += [f"{stand} stand already"] if stand else []
+        head = f"{clean(first.spec.name, 60)}: a sweep of {len(self.jobs)} jobs"
+        shown = [
+            f"  {clean(sweep.label(one.spec.sweep), 80)}: {one.line(self.wall)}"
+            for one in self.jobs[:_LINES]
+        ]
+        more = len(self.jobs) - len(shown)
+        tail = [f"  … and {more} more"] if more else []
+        return [f"{head}: {', '.join(counts)}; nothing is queued", *shown, *tail]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+class _Onlooker(Outlook):
+    """A member that asks only; a kernel that asks is not busy by its asking."""
+
+    def __init__(
+        self, store: Store, monitor: Monitor, settings: Settings, clock: Clock, home: str | None
+    ) -> None:
+        super().__init__(store, monitor, "preview", (), settings, clock)
+        self._home = home
+
+    def _members(self) -> Mapping[str, Member]:
+        members = dict(super()._members())
+        if self._home in members:
+            members[self._home] = replace(members[self._home], busy=False)
+        return members
+
+
+def preview(
+    specs: Sequence[JobSpec], store: Store, monitor: Monitor, settings: Settings, clock: Clock
+) -> Preview:
+    """What would happen if these jobs were queued now.
+
+    A GPU whose stranger has just fallen quiet is watched for the length of the quiet window.
+    """
+    onlooker = _Onlooker(store, monitor, settings, clock, specs[0].home)
+    onlooker.open.refresh()
+    now = clock.now()
+    stand = {spec.uid: job for spec in specs if (job := _standing(store, spec)) is not None}
+    base = max(onlooker.open.jobs, default=0) + 1
+    asked: dict[int, JobSpec] = {
+        base + at: spec for at, spec in enumerate(specs) if spec.uid not in stand
+    }
+    for number, spec in asked.items():
+        job = Job(
+            id=number,
+            spec=spec,
+            state=JobState.PENDING,
+            priority=spec.priority,
+            held=spec.held,
+            submitted_at=now.wall,
+            queued_mono=now.mono,
+        )
+        onlooker.open.put(job)
+    snapshot, decision = _decided(onlooker, asked, settings)
+    found = {
+        spec.uid: _expected(number, spec, decision, snapshot, clock)
+        for number, spec in asked.items()
+    }
+    jobs = tuple(
+        Expected(spec=spec, stands=stand[spec.uid]) if spec.uid in stand else found[spec.uid]
+        for spec in specs
+    )
+    return Preview(jobs=jobs, wall=now.wall)
+
+
+def _standing(store: Store, spec: JobSpec) -> Job | None:
+    key = key_of(spec)
+    job = None if key is None else store.standing(key)
+    return None if job is None or job.hold_reason is not None else job
+
+
+def _decided(
+    onlooker: Outlook, asked: Mapping[int, JobSpec], settings: Settings
+) -> tuple[Snapshot, policy.Decision]:
+    window_s = settings.quiet_s + (settings.quiet_samples + 1) * settings.sample_interval_s
+    deadline = time.monotonic() + window_s
+    while True:
+        snapshot = onlooker.read_now()
+        decision = onlooker.decide(snapshot, limit=len(onlooker.open.line), record=False)
+        reasons = [why for job, why in decision.reasons.items() if job in asked]
+        if time.monotonic() >= deadline or not any(w.code is WaitCode.QUIET for w in reasons):
+            return snapshot, decision
+        time.sleep(settings.sample_interval_s)
+
+
+def _expected(
+    number: int, spec: JobSpec, decision: policy.Decision, snapshot: Snapshot, clock: Clock
+) -> Expected:
+    start = next((one for one in decision.starts if one.job_id == number), None)
+    now = clock.now()
+    if start is not None:
+        labels = []
+        for uuid in start.gpus:
+            gpu = snapshot.gpu(uuid)
+            known = gpu is not None and gpu.index is not None
+            labels.append(f"GPU {gpu.index} ({clean(gpu.name)})" if gpu and known else uuid)
+        return Expected(spec=spec, gpus=start.gpus, labels=tuple(labels), start_at=now.wall)
+    reason = decision.reasons.get(number)
+    kept = next((one for one in decision.reservations if one.job_id == number), None)
+    at = None
+    if kept is not None and kept.at_mono is not None and math.isfinite(kept.at_mono):
+        at = now.wall + max(0.0, kept.at_mono - now.mono)
+    elif reason is not None and reason.code is WaitCode.BEGIN_TIME:
+        at = spec.request.begin_at
+    return Expected(spec=spec, reason=reason, start_at=at)
+
+
+def _when(at: float | None, wall: float) -> str:
+    if at is None:
+        return "when it starts is not known"
+    clock = datetime.fromtimestamp(at).astimezone().strftime("%H:%M:%S")
+    return f"expected start {clock}, in {format_duration(at - wall)}"
