@@ -56,7 +56,7 @@ class Agent:
         store.join(membership.key, "agent", "agent")
         monitor = Monitor(self._settings, state_dir=self.state.root)
         runner = CommandRunner(store, log_cap=self._settings.log_cap)
-        runners = {JobKind.COMMAND: runner, JobKind.CALLABLE: runner}
+        runners = dict.fromkeys((JobKind.COMMAND, JobKind.CALLABLE, JobKind.ISOLATED), runner)
         scheduler = Scheduler(store, monitor, membership, runners, self._settings)
         runner.scheduler = scheduler
         scheduler.start()

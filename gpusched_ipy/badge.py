@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from gpusched_ipy.job import ACTIVE, Job, JobState
+from gpusched_ipy.records import signal_name
 from gpusched_ipy.text import clean, escape, format_duration
 
 _WORD = {
@@ -96,6 +97,8 @@ def _ended(job: Job, around: Around) -> list[str]:
     parts = []
     if job.error:
         parts.append(job.error)
+    elif job.signal is not None and job.state is JobState.FAILED:
+        parts.append(f"ended by {signal_name(job.signal)}")
     if job.started_at is None:
         return parts
     if around.gpus:

@@ -10,11 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from gpusched_ipy import badge
 from gpusched_ipy.badge import Around
-from gpusched_ipy.frontend import FrontEnd
+from gpusched_ipy.frontend import FrontEnd, Message
 from gpusched_ipy.job import Job, JobState
 from gpusched_ipy.runners.cell import Cell, CellRunner, Phase
 from gpusched_ipy.store import Store
@@ -22,6 +22,19 @@ from gpusched_ipy.transcript import Recorder
 
 _REFRESH_S = 1.0  # a badge that waits changes at most this often
 _LATE_S = 10.0  # so long after its end a cell's threads may still show something
+
+
+class Badged(Protocol):
+    """A cell that has a badge."""
+
+    uid: str
+    parent: Message  # the request under which its badge stands
+    job_id: int
+
+    @property
+    def bound(self) -> bool:
+        """Whether only this kernel can run it."""
+        ...
 
 
 @dataclass(slots=True)
@@ -66,9 +79,9 @@ class Board:
         self._shown: dict[str, _Shown] = {}
         self._recording: dict[str, Cell] = {}
 
-    def put_up(self, cell: Cell, job: Job, around: Around) -> None:
+    def put_up(self, cell: Badged, job: Job, around: Around) -> None:
         """Show the badge of a cell for the first time, under the cell that queued it."""
-        data = badge.bundle(job, replace(around, pinned=self._pinned()))
+        data = badge.bundle(job, replace(around, pinned=self._pinned() if cell.bound else ()))
         shown = _Shown(f"gpusched-{cell.uid}", around, data, job.state, time.monotonic())
         with self._mutex:
             self._shown[cell.uid] = shown
@@ -80,26 +93,38 @@ class Board:
         cell.recorder = Recorder(path, self.log_cap)
         self._recording[cell.msg_id] = cell
 
-    def refresh(self, cell: Cell) -> None:
-        """Bring the badge of a cell up to date, if it has one."""
+    def refresh(self, cell: Badged, *, note: str | None = None, last: bool = True) -> None:
+        """Bring the badge of a cell up to date, if it has one.
+
+        Args:
+            note: one more thing to say, now.
+            last: whether that of a job which has ended is final.
+        """
         with self._mutex:
             shown = self._shown.get(cell.uid)
             if shown is None:
                 return
             job = self._store.job(cell.job_id)
             now = time.monotonic()
-            brief = job.state in (shown.state, JobState.STARTING)
+            brief = job.state in (shown.state, JobState.STARTING) and note is None
             if brief and now - shown.at_mono < _REFRESH_S:
                 return
-            around = replace(shown.around, gpus=self._labels(job.gpus), pinned=self._pinned())
-            data = badge.bundle(job, around)
+            pinned = self._pinned() if cell.bound else ()
+            around = replace(shown.around, gpus=self._labels(job.gpus), pinned=pinned)
+            data = badge.bundle(job, around if note is None else replace(around, note=note))
             if data == shown.data and not (shown.erased and job.ended):
                 return
             shown.data, shown.state, shown.at_mono = data, job.state, now
             update = not (shown.erased and job.ended)
             self._front.display(data, shown.display_id, cell.parent, update=update)
-            if job.ended:
+            shown.erased = shown.erased and update
+            if job.ended and last:
                 del self._shown[cell.uid]
+
+    def erased(self, cell: Badged) -> None:
+        """The outputs of a cell have been cleared, and its badge with them."""
+        if (shown := self._shown.get(cell.uid)) is not None:
+            shown.erased = True
 
     # -- what the courier tells
 
@@ -115,8 +140,8 @@ class Board:
         display_id = str((content.get("transient") or {}).get("display_id", ""))
         if display_id == f"gpusched-{cell.uid}":
             return
-        if kind == "clear_output" and cell.uid in self._shown:
-            self._shown[cell.uid].erased = True
+        if kind == "clear_output":
+            self.erased(cell)
         cell.recorder.record(kind, content)
 
     def replied(self, msg_id: str, content: Mapping[str, Any]) -> None:

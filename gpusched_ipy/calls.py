@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from gpusched_ipy.errors import RemoteError, UserError
-from gpusched_ipy.statedir import StateDir, create_private, open_existing
+from gpusched_ipy.errors import RemoteError, StateDirError, UserError
+from gpusched_ipy.statedir import StateDir, create_private, open_existing, read_private
 
 MAX_CALL_BYTES = 256 * 2**20
 _HEAD_BYTES = 1 << 20  # of the first line, at most
+_ERROR_LENGTH = 500
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -72,8 +73,10 @@ def keep_call(state: StateDir, job_uid: str, call: Call) -> None:
     path = [os.path.abspath(entry) for entry in sys.path]
     name = name_of(call.function)
     try:
-        _write(state.call(job_uid), {"path": path}, (call.function, call.args, dict(call.kwargs)))
-    except _TooLargeError as exc:
+        write_pickle(
+            state.call(job_uid), {"path": path}, (call.function, call.args, dict(call.kwargs))
+        )
+    except TooLargeError as exc:
         raise UserError(
             f"the call of {name} has more than {exc}; write large data to a file and pass its name"
         ) from None
@@ -94,9 +97,9 @@ def take_call(state: StateDir, job_uid: str) -> Call:
     """
     try:
         with os.fdopen(open_existing(state.call(job_uid)), "rb") as stream:
-            head = _head(stream, "the call")
+            head = read_head(stream, "the call")
             sys.path[:] = head["path"]
-            return Call(*_load(stream))
+            return Call(*load_pickle(stream))
     except FileNotFoundError:
         raise UserError("the call is gone; submit it again") from None
 
@@ -114,12 +117,12 @@ def keep_outcome(state: StateDir, job_uid: str, outcome: Outcome) -> Outcome:
     try:
         if error is not None:
             _check_round_trip(error)
-        _replace(state.call_result(job_uid), (outcome.value, error, trace))
+        replace_pickle(state.call_result(job_uid), (outcome.value, error, trace))
     except OSError:
         raise
     except Exception as exc:  # noqa: BLE001 - reducing an object runs code of its owner
         outcome = Outcome(error=_instead(error, exc))
-        _replace(state.call_result(job_uid), (None, outcome.error, trace))
+        replace_pickle(state.call_result(job_uid), (None, outcome.error, trace))
     return outcome
 
 
@@ -131,8 +134,8 @@ def take_outcome(state: StateDir, job_uid: str) -> Outcome | None:
     """
     try:
         with os.fdopen(open_existing(state.call_result(job_uid)), "rb") as stream:
-            _head(stream, "the result")
-            value, error, trace = _load(stream)
+            read_head(stream, "the result")
+            value, error, trace = load_pickle(stream)
     except FileNotFoundError:
         return None
     except UserError:
@@ -153,6 +156,27 @@ def drop_call(state: StateDir, job_uid: str) -> None:
 def drop_outcome(state: StateDir, job_uid: str) -> None:
     """Delete the outcome of an earlier attempt."""
     state.call_result(job_uid).unlink(missing_ok=True)
+    state.call_error(job_uid).unlink(missing_ok=True)
+
+
+def keep_error(state: StateDir, job_uid: str, error: str) -> None:
+    """Put the one line that the record is to say of a job that fails; no pickle: a shim reads it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = state.call_error(job_uid)
+    path.unlink(missing_ok=True)
+    with os.fdopen(create_private(path), "w", encoding="utf-8", errors="backslashreplace") as out:
+        out.write(error[:_ERROR_LENGTH])
+
+
+def take_error(state: StateDir, job_uid: str) -> str | None:
+    """The line of :func:`keep_error`; None where there is none."""
+    try:
+        return read_private(state.call_error(job_uid))
+    except (FileNotFoundError, StateDirError):
+        return None
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -168,8 +192,8 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-class _TooLargeError(Exception):
-    """More bytes than are taken."""
+class TooLargeError(Exception):
+    """More bytes than are taken; the text says how many are."""
 
 
 class _Capped:
@@ -183,11 +207,18 @@ class _Capped:
         """Write, or complain."""
         self._left -= memoryview(data).nbytes
         if self._left < 0:
-            raise _TooLargeError(f"{MAX_CALL_BYTES // 2**20} MiB")
+            raise TooLargeError(f"{MAX_CALL_BYTES // 2**20} MiB")
         return self._stream.write(data)
 
 
-def _write(path: Path, head: Mapping[str, Any], content: object) -> None:
+def write_pickle(path: Path, head: Mapping[str, Any], content: object) -> None:
+    """A new private file: the line of JSON, then the pickle; nothing is left where it fails.
+
+    Raises:
+        TooLargeError: it has more bytes than are taken.
+        OSError: it cannot be written.
+        Exception: whatever an object raises that does not pickle.
+    """
     from cloudpickle import Pickler
 
     fd = create_private(path)
@@ -200,14 +231,20 @@ def _write(path: Path, head: Mapping[str, Any], content: object) -> None:
         raise
 
 
-def _replace(path: Path, content: object) -> None:
+def replace_pickle(path: Path, content: object) -> None:
+    """:func:`write_pickle` in the place of what stands there, at once or not at all."""
     beside = path.with_suffix(".new")
     beside.unlink(missing_ok=True)
-    _write(beside, {}, content)
+    write_pickle(beside, {}, content)
     os.replace(beside, path)
 
 
-def _head(stream: IO[bytes], what: str) -> dict[str, Any]:
+def read_head(stream: IO[bytes], what: str) -> dict[str, Any]:
+    """The line of JSON; afterwards the pickle may be loaded.
+
+    Raises:
+        UserError: another Python has written it.
+    """
     head: dict[str, Any] = json.loads(stream.readline(_HEAD_BYTES))
     if head["python"] != _PYTHON:
         raise UserError(
@@ -216,7 +253,8 @@ def _head(stream: IO[bytes], what: str) -> dict[str, Any]:
     return head
 
 
-def _load(stream: IO[bytes]) -> Any:
+def load_pickle(stream: IO[bytes]) -> Any:
+    """What the rest of a file of ours holds."""
     from cloudpickle import load
 
     return load(stream)
@@ -241,6 +279,6 @@ def _instead(error: BaseException | None, why: Exception) -> BaseException:
     """The error that stands for what could not be kept."""
     if error is not None:
         return RemoteError(one_line(error))
-    if isinstance(why, _TooLargeError):
+    if isinstance(why, TooLargeError):
         return RemoteError(f"the result has more than {why}; write it to a file, return its name")
     return RemoteError(f"the result cannot be pickled ({one_line(why)})")

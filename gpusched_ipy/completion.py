@@ -10,7 +10,7 @@ from gpusched_ipy.job import Job
 
 _LINE = re.compile(r"\s*%{1,2}(gpuqueue|gpurun|gpuq|gpus|gpuplot)(\s.*)$", re.DOTALL)
 # Verbs and options that name jobs, and which jobs can be meant.
-_ENDED_TOO = frozenset({"show", "log", "requeue"})
+_ENDED_TOO = frozenset({"show", "log", "requeue", "fetch"})
 _NAMING = frozenset({"cancel", "hold", "release", "priority", "top", "wait"}) | _ENDED_TOO
 _AFTER = ("--after", "--after-any", "--job")
 
@@ -31,7 +31,7 @@ def candidates(line: str, jobs: Callable[[bool], list[Job]]) -> list[str] | None
 
 
 def _all(magic: str, words: list[str], begun: str, jobs: Callable[[bool], list[Job]]) -> list[str]:
-    from gpusched_ipy.arguments import VERBS
+    from gpusched_ipy.arguments import NOTEBOOK_VERBS, VERBS
     from gpusched_ipy.lines import flags_of
 
     verb = words[0] if words else None
@@ -40,7 +40,7 @@ def _all(magic: str, words: list[str], begun: str, jobs: Callable[[bool], list[J
     if words and words[-1] in _AFTER:
         return _named(jobs(True))
     if magic == "gpuq" and verb is None:
-        return sorted(VERBS)
+        return sorted(VERBS | NOTEBOOK_VERBS)
     if magic == "gpuq" and verb in _NAMING:
         return _named(jobs(verb in _ENDED_TOO))
     return flags_of(magic, verb) if not begun else []

@@ -142,6 +142,8 @@ class Extension:
         asked, wait = self._asked(line, body)
         if not body.strip():
             raise UserError("the cell is empty: write what is to run below %%gpuqueue")
+        if asked.isolation is not None:
+            return self.session.isolate(asked, line, wait=self._waits(wait))
         if wait or self._settings().wait or not self.front.can_defer:
             raise UserError(
                 "a cell that holds its place must begin with %%gpuqueue; here it stands inside "
@@ -151,10 +153,14 @@ class Extension:
 
     def _asked(self, line: str, body: str) -> tuple[Asked, bool]:
         from gpusched_ipy.kernel import Asked
-        from gpusched_ipy.lines import parse_cell
+        from gpusched_ipy.lines import parse_cell, parse_isolation
 
-        fields, wait = parse_cell(self.shell.var_expand(line))
-        return Asked(fields, body), wait
+        line = self.shell.var_expand(line)
+        fields, wait = parse_cell(line)
+        return Asked(fields, body, parse_isolation(line)), wait
+
+    def _waits(self, asked: bool) -> bool:
+        return asked or not self.front.can_defer or self._settings().wait
 
     def _holds_place(self, line: str) -> bool:
         """Whether a cell waits where it stands; a line that cannot be read is left to the magic."""
@@ -163,7 +169,8 @@ class Extension:
         try:
             words = split_line(self.shell.var_expand(line))
             known = "--help" not in words and "-h" not in words
-            held = "--wait" in words or not self.front.can_defer or self._settings().wait
+            # One that runs elsewhere needs no gate: its magic waits for it.
+            held = "--isolate" not in words and self._waits("--wait" in words)
         except UserError:
             return False
         return known and held

@@ -5,12 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpusched_ipy.api import Queue
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import Job, JobKind
 from gpusched_ipy.output import follow_log
 
+if TYPE_CHECKING:
+    from gpusched_ipy.transcript import Output
+
+# Jobs whose output is that of a cell: streams, displays, errors.
+SHOWN_KINDS = frozenset({JobKind.CELL, JobKind.ISOLATED})
 # A missed ring of the bell delays what is shown by no more than this.
 _STEP_S = 0.5
 
@@ -24,8 +30,8 @@ def written(queue: Queue, job: Job) -> Iterator[bytes]:
     path = queue.log_path(job.id)
     if path is None:
         raise UserError(_why_none(job))
-    if job.kind is JobKind.CELL:
-        yield _cell_text(path)
+    if job.kind in SHOWN_KINDS:
+        yield _cell_text(queue, job, path)
     else:
         yield from follow_log(path, lambda: False)
 
@@ -46,8 +52,8 @@ def follow(queue: Queue, job_id: int) -> Iterator[bytes]:
         path = queue.log_path(job_id)
         if path is None:
             raise UserError(_why_none(job))
-        if job.kind is JobKind.CELL:
-            yield from _follow_cell(queue, job_id, path, rang)
+        if job.kind in SHOWN_KINDS:
+            yield from _follow_cell(queue, job, path, rang)
         else:
             yield from follow_log(path, lambda: _goes_on(queue, job_id, rang))
     finally:
@@ -63,23 +69,34 @@ def _goes_on(queue: Queue, job_id: int, rang: threading.Event) -> bool:
     return True
 
 
-def _follow_cell(queue: Queue, job_id: int, path: Path, rang: threading.Event) -> Iterator[bytes]:
-    shown = b""
+def _follow_cell(queue: Queue, job: Job, path: Path, rang: threading.Event) -> Iterator[bytes]:
+    before = b""
     goes_on = True
     while goes_on:
-        goes_on = _goes_on(queue, job_id, rang)
-        text = _cell_text(path)
+        goes_on = _goes_on(queue, job.id, rang)
+        text = _cell_text(queue, job, path)
         # A progress bar rewrites its line: begin again where the two differ.
-        at = len(shown) if text.startswith(shown) else 0
+        at = len(before) if text.startswith(before) else 0
         if text[at:]:
             yield text[at:]
-        shown = text
+        before = text
 
 
-def _cell_text(path: Path) -> bytes:
-    from gpusched_ipy.transcript import read_text
+def _cell_text(queue: Queue, job: Job, path: Path) -> bytes:
+    text = "".join(output.text for output in shown(queue, job, path))
+    return text.encode("utf-8", "backslashreplace")
 
-    return read_text(path).encode("utf-8", "backslashreplace")
+
+def shown(queue: Queue, job: Job, path: Path) -> list[Output]:
+    """What a cell has shown, as it stands now.
+
+    Args:
+        path: its transcript.
+    """
+    from gpusched_ipy.transcript import read
+
+    log = queue.state.log(job.attempt) if job.attempt and job.kind is JobKind.ISOLATED else None
+    return read(path, log)
 
 
 def _why_none(job: Job) -> str:

@@ -9,13 +9,17 @@ import shlex
 from collections.abc import Callable
 from typing import Any
 
-from gpusched_ipy.arguments import VERBS, as_json, command, nothing
+from gpusched_ipy.arguments import NOTEBOOK_VERBS, VERBS, as_json, command, nothing
 from gpusched_ipy.config import parse_seconds
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.options import (
+    CELL_OPTIONS,
     JOB_OPTIONS,
+    Isolation,
+    Option,
     OptionParser,
     add_job_options,
+    add_options,
     checked,
     job_fields,
 )
@@ -24,6 +28,7 @@ CELL_EXAMPLES = """\
     %%gpuqueue                                   runs when a GPU is free; the prompt comes back
     %%gpuqueue --priority 3 --name train         before cells of lower priority
     %%gpuqueue --wait                            holds its place: for Run All and for nbconvert
+    %%gpuqueue --isolate --in data --out model   in a fresh Python; its memory is freed at its end
     %%gpuqueue --mem 8G                          shares a GPU with other jobs that say their need
     %%gpuqueue --after prep                      only once the job named prep has completed"""
 RUN_EXAMPLES = """\
@@ -38,6 +43,7 @@ QUEUE_EXAMPLES = """\
     %gpuq cancel 12,14-16 prep*   ids, ranges, names and patterns
     %gpuq priority 12 5           higher runs first;  %gpuq top 12 moves it to the front
     %gpuq hold 12 / release 12    keep a job from starting, let it start
+    %gpuq fetch 12                the outputs of an isolated cell become variables here
     %gpuq wait [12]               wait for jobs; queued cells of this notebook run meanwhile
     %gpuq drain / resume          start nothing more, start again
     %gpuq requeue 12              run an ended command again"""
@@ -61,7 +67,7 @@ def cell_parser() -> OptionParser:
     """Of ``%%gpuqueue``."""
     parser = _parser("%%gpuqueue", "Queue the cell: it runs when a GPU is free.", CELL_EXAMPLES)
     add_job_options(parser)
-    parser.add_argument("--wait", action="store_true", help="hold the cell's place while it waits")
+    add_options(parser, CELL_OPTIONS)
     return parser
 
 
@@ -74,6 +80,24 @@ def parse_cell(line: str) -> tuple[dict[str, Any], bool]:
     """
     parsed = cell_parser().parse_args(split_line(line))
     return job_fields(parsed), parsed.wait
+
+
+def parse_isolation(line: str) -> Isolation | None:
+    """What an isolated cell takes along and brings back; None: the cell runs in its kernel.
+
+    Raises:
+        UserError, HelpShown: as in :func:`parse_cell`.
+    """
+    given = vars(cell_parser().parse_args(split_line(line)))
+    if given["isolate"]:
+        return Isolation(given["in"] or (), given["out"] or ())
+    for name in ("in", "out"):
+        if given[name]:
+            raise UserError(
+                f"--{name} is for isolated cells: a cell in its own kernel has its variables; "
+                "add --isolate"
+            )
+    return None
 
 
 def run_parser() -> OptionParser:
@@ -119,10 +143,11 @@ def parse_queue(line: str) -> tuple[str, Arguments]:
         print(f"%gpuq: the queue; higher priority runs first.\n\n{QUEUE_EXAMPLES}")
         words = ["list", "--help"]
     verb = words.pop(0) if words and not words[0].startswith("-") else "list"
-    if verb not in VERBS:
-        raise UserError(f"%gpuq has no verb {verb!r}; it knows {', '.join(VERBS)}")
+    verbs = VERBS | NOTEBOOK_VERBS
+    if verb not in verbs:
+        raise UserError(f"%gpuq has no verb {verb!r}; it knows {', '.join(verbs)}")
     parser = OptionParser(prog=f"%gpuq {verb}", allow_abbrev=False)
-    VERBS[verb](parser)
+    verbs[verb](parser)
     return verb, parser.parse_args(words)
 
 
@@ -171,13 +196,13 @@ def _parser(prog: str, what: str, examples: str, usage: str | None = None) -> Op
     )
 
 
-def options_help(*more: tuple[str, str]) -> str:
+def options_help(*more: Option) -> str:
     """The options of a submit, one a line, for the help of a magic."""
     rows = [
         (", ".join(option.flags) + (f" {option.metavar}" if option.metavar else ""), option.help)
-        for option in JOB_OPTIONS
+        for option in [*JOB_OPTIONS, *more]
     ]
-    return "\n".join(f"    {flags:<22} {text}" for flags, text in [*rows, *more])
+    return "\n".join(f"    {flags:<22} {text}" for flags, text in rows)
 
 
 def flags_of(magic: str, verb: str | None) -> list[str]:
@@ -188,7 +213,7 @@ def flags_of(magic: str, verb: str | None) -> list[str]:
     else:
         parser = OptionParser(prog=magic, allow_abbrev=False)
         if magic == "gpuq":
-            VERBS.get(verb or "list", nothing)(parser)
+            (VERBS | NOTEBOOK_VERBS).get(verb or "list", nothing)(parser)
         elif magic == "gpus":
             as_json(parser)
         elif magic == "gpuplot":
@@ -198,9 +223,7 @@ def flags_of(magic: str, verb: str | None) -> list[str]:
 
 def help_of(magic: str) -> str:
     """What ``%%gpuqueue?`` shows: the options from their one definition, and examples."""
-    options = options_help(
-        ("--wait", "hold the cell's place while it waits (always so without a front end)")
-    )
+    options = options_help(*CELL_OPTIONS)
     texts = {
         "gpuqueue": f"""%%gpuqueue [options]
 
@@ -219,7 +242,9 @@ Examples:
 Queue a command: it runs in a process of its own, sees its GPUs only, and outlives this notebook.
 
 Options:
-{options_help(("--cwd DIR", "where it runs"), ("--env NAME[=VALUE]", "a variable for it"))}
+{options_help()}
+    --cwd DIR              where it runs
+    --env NAME[=VALUE]     a variable for it
     --shell LINE           a line for /bin/sh in place of a command
 
 Examples:

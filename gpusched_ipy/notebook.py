@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpusched_ipy import framework, transcript
-from gpusched_ipy.job import Job, JobKind, JobState
-from gpusched_ipy.joblog import follow, written
+from gpusched_ipy import framework, replay
+from gpusched_ipy.job import Job, JobState
+from gpusched_ipy.joblog import SHOWN_KINDS, follow, shown, written
 from gpusched_ipy.kernel import KernelSession
 from gpusched_ipy.lines import Arguments, parse_queue
 from gpusched_ipy.look import Look, damage, job_record, job_table
@@ -56,6 +56,7 @@ class Notebook:
             "wait": self._wait,
             "drain": self._drain,
             "resume": self._resume,
+            "fetch": self._fetch,
             "requeue": lambda asked: self._tell("waits again", self._queue.requeue(*asked.ids)),
         }
         verbs[verb](asked)
@@ -90,26 +91,21 @@ class Notebook:
         self._table(("job", str(job.id)), rows, None)
         path = self._transcript(job)
         if path is not None:
-            self._replay(path)
+            for output in shown(self._queue, job, path):
+                replay.show(output.kind, output.content)
+
+    def _fetch(self, asked: Arguments) -> None:
+        job = self._queue.show(asked.id)
+        names = self._session.isolated.fetch(job)
+        print(f"{', '.join(names)} from job {job.id}" if names else f"job {job.id} brings nothing")
 
     def _transcript(self, job: Job) -> Path | None:
-        if job.kind is not JobKind.CELL:
+        if job.kind not in SHOWN_KINDS:
             return None
         cell = self._session.runner.cells.get(job.spec.uid)
         if cell is not None and job.ended and cell.recorder is not None:
             cell.recorded.wait(_RECORDED_S)
         return self._queue.log_path(job.id)
-
-    def _replay(self, path: Path) -> None:
-        """Show a cell's output once more, here."""
-        for output in transcript.read(path):
-            if output.kind == "stream":
-                stream = sys.stdout if output.content["name"] == "stdout" else sys.stderr
-                stream.write(output.content["text"])
-            elif output.kind == "error":
-                print("\n".join(output.content.get("traceback") or [output.text]))
-            else:
-                _display(output.content.get("data", {}), output.content.get("metadata") or {})
 
     def _log(self, asked: Arguments) -> None:
         job = self._queue.show(asked.id)
@@ -186,10 +182,10 @@ class Notebook:
 
     def panel(self) -> Any:
         """``%gpupanel``: the live panel, or its still picture in a headless run."""
-        from gpusched_ipy.panel import GpuPanel
+        from gpusched_ipy.panel import panel_of
 
         session = self._session
-        return GpuPanel(
+        return panel_of(
             session.queue, session.monitor, session.settings, live=session.front.attended
         )
 
@@ -235,17 +231,11 @@ class Notebook:
             return
         lines = [*plain_table(columns, rows), *([caption] if caption else [])]
         html = html_table(columns, rows, caption=caption, numeric=numeric)
-        _display({"text/plain": "\n".join(lines), "text/html": html}, {})
+        replay.show_data({"text/plain": "\n".join(lines), "text/html": html}, {})
 
     def _tell(self, what: str, jobs: list[Job]) -> None:
         for job in jobs:
             print(f"job {job.id} {what}")
-
-
-def _display(data: Any, metadata: Any) -> None:
-    from IPython.display import display
-
-    display(data, metadata=metadata, raw=True)
 
 
 def _print_json(value: object) -> None:

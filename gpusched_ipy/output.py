@@ -91,6 +91,11 @@ class LogReader:
             self._before = (self._before + chunk)[-_CONTEXT:]
             return chunk
 
+    @property
+    def place(self) -> int:
+        """How many bytes of the file lie before the next that is read."""
+        return self._at
+
     def close(self) -> None:
         """Read no more."""
         os.close(self._fd)

@@ -12,9 +12,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gpusched_ipy.config import Instant
-from gpusched_ipy.job import Job, JobState, effective_priority
+from gpusched_ipy.job import ExpectedStart, Job, JobState, effective_priority
 from gpusched_ipy.snapshot import Gpu, Snapshot
 from gpusched_ipy.text import clean
+
+
+# A start within so many seconds is said to be now, or told to the second.
+_NOW_S, _SOON_S = 3.0, 180.0
 
 
 def iso(wall: float | None) -> str | None:
@@ -30,7 +34,7 @@ def job_json(
     *,
     aging_s: float = 600.0,
     effective: float | None = None,
-    expected_start: float | None = None,
+    expected: ExpectedStart | None = None,
     log: str | None = None,
 ) -> dict[str, Any]:
     """A job as other programs get it; every key is always present.
@@ -40,7 +44,7 @@ def job_json(
         now: for spans that still run.
         aging_s: the setting, for the effective priority.
         effective: the effective priority where the caller knows it better.
-        expected_start: wall clock (s), where it is known.
+        expected: when it is expected to start, where that is known.
         log: the path of its log.
     """
     spec, request = job.spec, asdict(job.request)
@@ -80,9 +84,43 @@ def job_json(
         "requeued": job.requeued,
         "oom": job.oom,
         "log": log,
-        "expected_start": iso(expected_start),
+        **_expected(expected),
         "usage": _usage(job),
     }
+
+
+def _expected(expected: ExpectedStart | None) -> dict[str, Any]:
+    if expected is None:
+        return dict.fromkeys(("expected_start", "expected_start_range", "expected_start_runs"))
+    return {
+        "expected_start": iso(expected.at),
+        "expected_start_range": [iso(expected.low), iso(expected.high)],
+        "expected_start_runs": expected.runs,
+    }
+
+
+def expected_text(expected: ExpectedStart, now: Instant) -> str:
+    """An expected start for people: ``about 14:05 (13:50-14:40; 6 past runs)``."""
+    if expected.high - now.wall < _NOW_S:
+        return "about now"
+    low, at, high = (_clock(wall, now.wall) for wall in (expected.low, expected.at, expected.high))
+    if expected.runs is None:
+        rests_on = ""
+    elif expected.runs == 0:
+        rests_on = "; by walltimes"
+    else:
+        rests_on = f"; {expected.runs} past run{'s' if expected.runs > 1 else ''}"
+    return f"about {at} ({low}\u2013{high}{rests_on})"
+
+
+def _clock(wall: float, now: float) -> str:
+    """A time of this machine's clock: with its day where that is another, seconds where soon."""
+    at, today = (datetime.fromtimestamp(value, UTC).astimezone() for value in (wall, now))
+    if wall - now < _SOON_S:
+        return at.strftime("%H:%M:%S")
+    if at.date() == today.date():
+        return at.strftime("%H:%M")
+    return at.strftime("%a %H:%M" if wall - now < 6 * 86400 else "%d %b %H:%M")
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from queue import Empty, SimpleQueue
 
 from gpusched_ipy import environment
 from gpusched_ipy.errors import DamagedJobError, StateDirError, StoreError
-from gpusched_ipy.job import BOUND_KINDS, Job, JobState
+from gpusched_ipy.job import BOUND_KINDS, Job, JobKind, JobState
 from gpusched_ipy.locks import Membership
 from gpusched_ipy.logcap import LogCap
 from gpusched_ipy.process import (
@@ -157,16 +157,22 @@ def _run(store: Store, job: Job, order: Order, later: ExitStack) -> Outcome:
             with suppress(StoreError):
                 store.set_process(job.attempt, leader)
         outcome = supervise(store, job, child, later)
-    return _explained(outcome, store.state.log(job.attempt))
+    return _explained(outcome, store.state, job)
 
 
-def _explained(outcome: Outcome, log: Path) -> Outcome:
-    """A failure whose log says that the GPU's memory was not enough is one of that kind."""
-    if outcome.state is not JobState.FAILED:
+def _explained(outcome: Outcome, state: StateDir, job: Job) -> Outcome:
+    """A failure whose log says that the GPU's memory was not enough is one of that kind.
+
+    An isolated cell says by itself why it has failed.
+    """
+    if outcome.state is not JobState.FAILED or job.attempt is None:
         return outcome
-    from gpusched_ipy import oom
+    from gpusched_ipy import calls, oom
 
-    line = oom.in_log(log)
+    said = calls.take_error(state, job.spec.uid) if job.kind is JobKind.ISOLATED else None
+    if said is not None:
+        return replace(outcome, oom=said.startswith(oom.LEAD), error=said)
+    line = oom.in_log(state.log(job.attempt))
     return outcome if line is None else replace(outcome, oom=True, error=f"{oom.LEAD}{line}")
 
 

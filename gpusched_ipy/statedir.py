@@ -75,6 +75,10 @@ class StateDir:
         """The pickled result of a call, or its exception."""
         return self.root / "calls" / f"{_plain(job_uid)}.out"
 
+    def call_error(self, job_uid: str) -> Path:
+        """What the record is to say of a call or isolated cell that has failed: one line."""
+        return self.root / "calls" / f"{_plain(job_uid)}.err"
+
     def environment(self, job_uid: str) -> Path:
         """Variables named by ``--env``: read once when the job starts, then deleted."""
         return self.root / "env" / f"{_plain(job_uid)}.json"

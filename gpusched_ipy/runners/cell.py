@@ -68,6 +68,11 @@ class Cell:
         return {"uid": self.uid, "epoch": self.claim.job.epoch if self.claim else 0}
 
     @property
+    def bound(self) -> bool:
+        """Whether only this kernel can run it."""
+        return True
+
+    @property
     def msg_id(self) -> str:
         """The request that queued it."""
         return str(self.parent.get("header", {}).get("msg_id", ""))
