@@ -119,6 +119,10 @@ class Extension:
         gate = f"get_ipython()._gpusched.hold_place({line!r})"
         return cellsyntax.with_gate(self._body(lines, place), place, gate)
 
+    # A terminal asks of what is typed whether it is a whole cell: that must not begin one, and a
+    # cell magic must still look like one.
+    transform.has_side_effects = True  # type: ignore[attr-defined]
+
     def hold_place(self, line: str) -> None:
         """The statement in front of the body of a cell that holds its place.
 
