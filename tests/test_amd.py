@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gpusched_ipy.backends import Detail, amd, detect
 from gpusched_ipy.backends import _amd_text as text
-from gpusched_ipy.config import Settings, SystemClock
+from gpusched_ipy.config import Instant, Settings, SystemClock
 from gpusched_ipy.errors import BackendUnavailableError
 from gpusched_ipy.snapshot import Gpu, Health, MemoryKind
 
@@ -539,3 +539,43 @@ def test_any_table_of_clocks(table: str) -> None:
 )
 def test_the_starred_clock(table: str, mhz: float | None) -> None:
     assert text.current_clock(table) == mhz
+
+
+def test_light_readings_see_every_change_of_cards_that_are_known(tmp_path: Path) -> None:
+    class Hand:
+        mono = 100.0
+
+        def now(self) -> Instant:
+            return Instant(mono=self.mono, wall=self.mono)
+
+    clock = Hand()
+    device = card(tmp_path)
+    backend = amd.AmdBackend(tmp_path, clock)
+
+    def load() -> list[tuple[float | None, int | None, Health]]:
+        gpus = backend.read(Detail.LOAD).gpus
+        return [(gpu.utilization, gpu.mem_used_bytes, gpu.health) for gpu in gpus]
+
+    first = backend.read(Detail.LOAD)
+    assert load() == [(0.37, 3 * GIB, Health.OK)]
+    assert backend.read(Detail.LOAD).gpus[0] == first.gpus[0]
+    (device / "gpu_busy_percent").write_text("99\n")
+    (device / "mem_info_vram_used").write_text(f"{5 * GIB}\n")
+    assert load() == [(0.99, 5 * GIB, Health.OK)]
+    (device / "gpu_busy_percent").write_text("garbage\n")
+    assert load() == [(None, 5 * GIB, Health.OK)]
+    (device / "gpu_busy_percent").write_text("0\n")
+    assert load() == [(0.0, 5 * GIB, Health.OK)]
+    (device / "power/runtime_status").write_text("suspended\n")
+    assert load() == [(None, None, Health.ASLEEP)]
+    (device / "power/runtime_status").write_text("active\n")
+    assert load() == [(0.0, 5 * GIB, Health.OK)]
+    card(tmp_path, 1, "0000:04:00.0")
+    clock.mono += 10.0
+    assert len(load()) == 2
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 6
+    backend.close()
+    after = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    assert before - after == 6
+    assert len(load()) == 2
+    backend.close()

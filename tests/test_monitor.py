@@ -25,7 +25,7 @@ from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.monitor.readings import SharedReadings
 from gpusched_ipy.monitor.recent import WHOLE_S, QuietWindows, Recent
 from gpusched_ipy.monitor.wire import Reading
-from gpusched_ipy.snapshot import Gpu, GpuProcess, Snapshot
+from gpusched_ipy.snapshot import Gpu, GpuProcess, Health, MemoryKind, Snapshot
 
 INTERVAL = 0.05
 GIB = 2**30
@@ -630,6 +630,46 @@ def test_the_holder_of_the_lock_writes_only_for_others(
         eventually(shared.newest)
     assert monitor.sharing == "idle: nothing is read"
     monitor.stop()
+
+
+def test_a_published_reading_comes_back_whole_while_it_changes(
+    shared: SharedReadings, settings: Settings, tmp_path: Path
+) -> None:
+    other = SharedReadings(tmp_path / "state", settings, SystemClock())
+    shared.ask()
+    process = GpuProcess(pid=7, user="u\n", name="ä", mem_bytes=5, started_at=1.5)
+    steps: list[dict[str, Any]] = [
+        {"utilization": 0.25, "processes": None},
+        {"utilization": 0.5, "processes": (process,)},
+        {"utilization": 0.5, "processes": (replace(process, mem_bytes=6), process)},
+        {"utilization": None, "processes": ()},
+        {"health": Health.LOST, "mem_kind": MemoryKind.UNIFIED, "throttled": True, "uuid": "GPU-b"},
+    ]
+    inodes = set()
+    for step in steps:
+        gpus = (Gpu(uuid="GPU-0", mem_used_bytes=3), Gpu(**{"uuid": "GPU-a", **step}))
+        taken = reading().snapshot
+        sent = replace(reading(by="me"), snapshot=replace(taken, gpus=gpus, driver="1"))
+        shared.publish(sent)
+        assert other.newest() == sent
+        inodes.add(shared.path.stat().st_ino)
+    assert len(inodes) == 2 or sys.platform != "linux"  # two files take turns, none is made anew
+
+
+def test_half_a_text_is_no_reading(shared: SharedReadings) -> None:
+    now = SystemClock().now()
+    texts = []
+    for later in (0.0, 0.25):
+        shared.publish(reading(Instant(now.mono + later, now.wall + later)))
+        texts.append(shared.path.read_text())
+    assert len(texts[0]) == len(texts[1])
+    half = len(texts[0]) // 2
+    old, new = texts
+    for torn in (new[:half] + old[half:], old[:half] + new[half:], old[:-1], old[:half]):
+        shared.path.write_text(torn)
+        assert shared.newest() is None
+    shared.path.write_text(texts[1])
+    assert shared.newest() is not None
 
 
 def test_drafts_of_killed_publishers_are_swept(shared: SharedReadings) -> None:

@@ -17,6 +17,7 @@ from gpusched_ipy.backends import Detail
 from gpusched_ipy.backends import _fdinfo as fdinfo
 from gpusched_ipy.backends import _sysfs as sysfs
 from gpusched_ipy.backends import _values as values
+from gpusched_ipy.backends._amd_light import LightCard, known_well
 from gpusched_ipy.backends._amd_text import Holder, Reading, current_clock, is_apu, node_address
 from gpusched_ipy.backends._amdsmi import AmdSmi
 from gpusched_ipy.backends._owners import Owner, Owners
@@ -26,6 +27,7 @@ from gpusched_ipy.snapshot import Gpu, GpuProcess, Health, MemoryKind, Snapshot
 
 VENDOR_ID = "0x1002"
 _KFD = Path("sys/class/kfd/kfd")
+_ENUMERATE_S = 10.0  # cards are looked for again so often, and at once when one says nothing
 
 
 class AmdBackend:
@@ -45,33 +47,64 @@ class AmdBackend:
         self._clock = clock or SystemClock()
         self._owners = Owners()
         self._library = AmdSmi()
+        self._driver: str | None = None
+        self._known: tuple[LightCard, ...] = ()
+        self._known_at = 0.0
 
     def read(self, detail: Detail = Detail.FULL) -> Snapshot:
         """The GPUs now; none at all is a problem."""
         started = self._clock.now()
-        cards = sysfs.cards(self._root, VENDOR_ID)
-        holders = _kfd_holders(self._root) if detail >= Detail.PROCESSES else None
-        scan = self._scan(detail)
-        gpus = tuple(
-            self._gpu(index, card, detail, _with_graphics(card, holders, scan))
-            for index, card in enumerate(cards)
-        )
-        gpus = self._filled(_told_apart(gpus), detail)
+        gpus = self._light(started.mono) if detail == Detail.LOAD else ()
+        if not gpus:
+            gpus = self._whole(detail, started.mono)
         now = self._clock.now()
         return Snapshot(
             backend=self.name,
             source=self.source,
             taken_at=now.wall,
             taken_mono=now.mono,
-            driver=sysfs.read_text(self._root / "sys/module/amdgpu/version"),
+            driver=self._driver,
             read_s=now.mono - started.mono,
             problem=None if gpus else self._nothing(),
             gpus=gpus,
         )
 
     def close(self) -> None:
-        """Let go of amdsmi; a later reading opens it again."""
+        """Let go of amdsmi and of the files; a later reading opens them again."""
         self._library.close()
+        self._know((), ())
+
+    def _whole(self, detail: Detail, mono: float) -> tuple[Gpu, ...]:
+        """A reading that looks for the cards first."""
+        cards = sysfs.cards(self._root, VENDOR_ID)
+        holders = _kfd_holders(self._root) if detail >= Detail.PROCESSES else None
+        scan = self._scan(detail)
+        gpus = _told_apart(
+            tuple(
+                self._gpu(index, card, detail, _with_graphics(card, holders, scan))
+                for index, card in enumerate(cards)
+            )
+        )
+        self._driver = sysfs.read_text(self._root / "sys/module/amdgpu/version")
+        if detail == Detail.LOAD:
+            self._know(cards, gpus)
+            self._known_at = mono
+        return self._filled(gpus, detail)
+
+    def _light(self, mono: float) -> tuple[Gpu, ...]:
+        """Utilization and memory of the known cards; nothing where they must be looked for."""
+        if not self._known or not 0 <= mono - self._known_at < _ENUMERATE_S:
+            return ()
+        gpus = tuple([gpu for card in self._known if (gpu := card.read()) is not None])
+        return gpus if len(gpus) == len(self._known) else ()
+
+    def _know(self, cards: tuple[sysfs.Card, ...], gpus: tuple[Gpu, ...]) -> None:
+        for card in self._known:
+            card.close()
+        self._known = ()
+        if all(known_well(gpu) for gpu in gpus):
+            pairs = zip(cards, gpus, strict=True)
+            self._known = tuple(LightCard(card.device, gpu) for card, gpu in pairs)
 
     def _scan(self, detail: Detail) -> fdinfo.Scan | None:
         if detail < Detail.PROCESSES:

@@ -29,6 +29,7 @@ from uuid import uuid4
 
 from gpusched_ipy.config import Clock, Settings
 from gpusched_ipy.errors import StateDirError
+from gpusched_ipy.monitor.exchange import put_in_place
 from gpusched_ipy.monitor.wire import NEVER, Reader, Reading, Writer
 from gpusched_ipy.snapshot import Snapshot
 from gpusched_ipy.statedir import create_private, open_existing, open_private
@@ -137,6 +138,8 @@ class SharedReadings:
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
+            with suppress(OSError):  # it is nobody's any more; the next holder sweeps as well
+                self._draft.unlink()
 
     def ask(self) -> None:
         """Let the holder of the lock know that another process lives on its readings."""
@@ -180,23 +183,28 @@ class SharedReadings:
         self._found = reading
 
     def _write(self, text: bytes) -> os.stat_result:
-        draft = self._draft
+        handle = self._open_draft()
         try:
-            handle = create_private(draft, os.O_WRONLY)
-        except FileNotFoundError:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = create_private(draft, os.O_WRONLY)
-        except FileExistsError:  # of a publisher that had our pid and was killed
-            draft.unlink(missing_ok=True)
-            handle = create_private(draft, os.O_WRONLY)
-        try:
+            size = len(text)
             while text:
                 text = text[os.write(handle, text) :]
+            os.ftruncate(handle, size)
             status = os.fstat(handle)
         finally:
             os.close(handle)
-        os.replace(draft, self.path)
+        put_in_place(self._draft, self.path)
         return status
+
+    def _open_draft(self) -> int:
+        """Our spare file: what the last exchange has left under its name, or a new one."""
+        draft = self._draft
+        try:
+            return open_existing(draft, os.O_WRONLY)
+        except FileNotFoundError:
+            draft.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except StateDirError:  # nothing that we would write to
+            draft.unlink(missing_ok=True)
+        return create_private(draft, os.O_WRONLY)
 
     def _bytes(self) -> bytes:
         handle = open_existing(self.path)

@@ -1,9 +1,10 @@
 """A reading as text for other processes: what seldom changes is written, and parsed, only once.
 
-Four lines: whose readings these are; the moment and the numbers; the GPUs without their numbers;
-the process lists. A writer keeps the text of the last two while they stay the same, a reader what
-it has made of them, so that a reading in steady state costs both of them a short line of numbers.
-It touches no file and no clock, and trusts no line: what does not parse is the caller's to judge.
+Five lines: whose readings these are; the moment and the numbers; the GPUs without their numbers;
+the process lists; the moment again, so that half a text is known as such. A writer keeps the text
+of the third and fourth while they stay the same, a reader what it has made of them: in steady state
+a reading costs both of them a short line of numbers. It touches no file and no clock, and trusts no
+line: what does not parse is the caller's to judge.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class Writer:
             [None if at == NEVER else at for at in reading.promises],
             [_moving(gpu) for gpu in gpus],
         ]
-        return "\n".join((self._mark, _dumps(now), self._frame[1], self._lists[1]))
+        moment = repr(snapshot.taken_mono)
+        return "\n".join((self._mark, _dumps(now), self._frame[1], self._lists[1], moment))
 
 
 class Reader:
@@ -106,8 +108,10 @@ class Reader:
         Raises:
             ValueError, KeyError, TypeError, IndexError, AttributeError: it is not such a text.
         """
-        mark, now_text, frame_text, lists_text = text.split("\n")
+        mark, now_text, frame_text, lists_text, moment = text.split("\n")
         at, mono, cost, detail, by, planned, numbers = json.loads(now_text)
+        if moment != repr(mono):
+            raise ValueError("the text was overwritten while it was read")
         self._recall(frame_text, lists_text)
         promises = tuple(NEVER if when is None else float(when) for when in planned)
         of_all, explanation, loads, _ = self._frame
