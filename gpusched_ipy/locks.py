@@ -208,6 +208,17 @@ class GpuLocks:
         self.close([fd])
         return False
 
+    def refuses(self, gpu: str, *, shared: bool) -> bool:
+        """Whether that GPU's lock cannot be had now, because it is held or cannot be opened."""
+        try:
+            fd = self.try_lock(gpu, shared=shared)
+        except StateDirError:
+            return True
+        if fd is None:
+            return True
+        self.close([fd])
+        return False
+
     def close(self, fds: list[int] | tuple[int, ...]) -> None:
         """Close our copies; the lock stays while the job's processes have theirs."""
         for fd in fds:

@@ -13,7 +13,7 @@ from gpusched_ipy import backlog, policy
 from gpusched_ipy.attribution import attribute
 from gpusched_ipy.backends import Detail
 from gpusched_ipy.config import Clock, Settings
-from gpusched_ipy.job import BOUND_KINDS, Job, JobKind, Member, WaitCode, WaitReason
+from gpusched_ipy.job import BOUND_KINDS, Allocation, Job, JobKind, Member, WaitCode, WaitReason
 from gpusched_ipy.learned import Learned
 from gpusched_ipy.offers import Offers
 from gpusched_ipy.openjobs import OpenJobs
@@ -117,11 +117,18 @@ class Outlook:
         self._monitor.unwant(self._name)
 
     def decide(
-        self, snapshot: Snapshot | None, *, limit: int = policy.REASONS, record: bool = True
+        self,
+        snapshot: Snapshot | None,
+        *,
+        held: Collection[str] = (),
+        limit: int = policy.REASONS,
+        record: bool = True,
     ) -> policy.Decision:
         """What to do now, as far as this member knows.
 
         Args:
+            held: GPUs that have just been refused: processes hold their locks that the record does
+                not know.
             limit: for how many jobs to say why they wait.
             record: False: it is only a question, and leaves no trace.
         """
@@ -134,7 +141,10 @@ class Outlook:
         decision = policy.decide(
             self.open.line,
             snapshot,
-            self._learned.with_ends(self.open.allocations(), jobs, now.mono),
+            [
+                *self._learned.with_ends(self.open.allocations(), jobs, now.mono),
+                *(_left_behind(gpu) for gpu in held),
+            ],
             self._settings,
             now,
             limit=limit,
@@ -167,6 +177,10 @@ class Outlook:
         waiting = [job for job, why in decision.reasons.items() if why.code in _FOR_A_GPU]
         waiting += [start.job_id for start in decision.starts]
         return [self.open.jobs[job] for job in waiting if self.mine(job)]
+
+    def own(self, reasons: Mapping[int, WaitReason]) -> list[WaitReason]:
+        """Why this member's own jobs wait."""
+        return [why for job_id, why in reasons.items() if self.mine(job_id)]
 
     def news(self, reasons: Mapping[int, WaitReason]) -> dict[int, WaitReason]:
         """The reasons of this member's jobs that are not yet recorded as they are now."""
@@ -212,3 +226,8 @@ class Outlook:
         if self._once is None or self._once.problem is not None:
             self._once = self._monitor.read_now(CONFIRM_S)
         return self._once
+
+
+def _left_behind(gpu: str) -> Allocation:
+    """A GPU of which only its lock tells that it is in use."""
+    return Allocation(job_id=0, gpus=(gpu,), label="another job, or a process left by one,")

@@ -14,12 +14,15 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from gpusched_ipy import environment, policy
+from gpusched_ipy.arrears import Arrears
 from gpusched_ipy.bell import Bell
 from gpusched_ipy.config import Clock, Settings, SystemClock
 from gpusched_ipy.errors import GpuSchedError, StateDirError
+from gpusched_ipy.holders import Holders
 from gpusched_ipy.job import (
     Job,
     JobKind,
@@ -109,7 +112,9 @@ class Scheduler:
             store, monitor, membership.key, self._runners.keys(), settings, self._clock
         )
         self._open = self._outlook.open
+        self._holders = Holders(store, membership.key, settings, self._clock)
         self._mutex = threading.RLock()
+        self._arrears = Arrears()
         self._cancelling: set[tuple[int, int]] = set()
         self._exits = ExitWatch()
         self._thread: threading.Thread | None = None
@@ -180,6 +185,7 @@ class Scheduler:
         """Look once, and start what can start; safe from any thread."""
         claims: list[Claim] = []
         with self._mutex:
+            self._arrears.settle()
             self._open.refresh()
             if not self._open.jobs:
                 self._outlook.record_usage()
@@ -190,6 +196,7 @@ class Scheduler:
             decision = self._outlook.decide(snapshot)
             self._outlook.offer(decision)
             self._turns.announce(self._outlook.in_line(decision))
+            self._holders.ask(snapshot, self._outlook.own(decision.reasons))
             starts = [start for start in decision.starts if self._ready(start.job_id)]
             reasons = self._outlook.news(decision.reasons)
             never = [(job, why) for job, why in decision.never.items() if self._outlook.mine(job)]
@@ -219,23 +226,45 @@ class Scheduler:
         with self.store.writing(durable=False):
             reap(self.store, self._open.depend_on_members)
             self._open.refresh()
-            decision = self._outlook.decide(self._outlook.look())
-            for job_id, why in decision.never.items():
-                if self._outlook.mine(job_id):
-                    self.store.end_pending(self._open.jobs[job_id], JobState.CANCELLED, why.text)
-            refused: dict[int, WaitReason] = {}
-            for start in decision.starts:
-                if start.job_id in ready or self._ready(start.job_id):
-                    outcome = self._claim(start)
-                    if isinstance(outcome, Claim):
-                        claims.append(outcome)
-                    else:
-                        refused[start.job_id] = outcome
+            snapshot, held = self._outlook.look(), frozenset[str]()
+            decision = self._outlook.decide(snapshot)
+            self._end_hopeless(decision)
+            refused, found = self._claim_each(decision.starts, claims, ready)
+            while found - held:
+                # A lock was refused that the record knows nothing of: perhaps another GPU is free.
+                held |= found
+                decision = self._outlook.decide(snapshot, held=held)
+                refused, found = self._claim_each(decision.starts, claims, ready)
             news = self._outlook.news({**decision.reasons, **refused})
             self.store.set_reasons(news)
             forget_dead_members(self.store, self._open.depend_on_members)
             self._open.refresh()
         self._outlook.told(news)
+
+    def _end_hopeless(self, decision: policy.Decision) -> None:
+        for job_id, why in decision.never.items():
+            if self._outlook.mine(job_id):
+                self.store.end_pending(self._open.jobs[job_id], JobState.CANCELLED, why.text)
+
+    def _claim_each(
+        self, starts: Sequence[policy.Start], claims: list[Claim], ready: set[int]
+    ) -> tuple[dict[int, WaitReason], frozenset[str]]:
+        """Add what can be claimed to ``claims``; why the others wait, and the GPUs that are held
+        by processes of which the record knows nothing."""
+        refused: dict[int, WaitReason] = {}
+        held: set[str] = set()
+        for start in starts:
+            if start.job_id not in ready and not self._ready(start.job_id):
+                continue
+            outcome = self._claim(start)
+            if isinstance(outcome, Claim):
+                claims.append(outcome)
+                continue
+            refused[start.job_id] = outcome
+            if outcome.code is WaitCode.GPU_ALLOCATED:
+                shared = self._open.jobs[start.job_id].request.shared
+                held |= {gpu for gpu in start.gpus if self._gpu_locks.refuses(gpu, shared=shared)}
+        return refused, frozenset(held)
 
     def _claim(self, start: policy.Start) -> Claim | WaitReason:
         """Take the GPUs' locks, read the GPUs again, and only then make the job ours."""
@@ -310,17 +339,22 @@ class Scheduler:
         Args:
             oom: it ran out of GPU memory.
             retry: False: its user has ended it, so it is not tried again.
+
+        Raises:
+            StoreError: it cannot be recorded now; it is as soon as it can be.
         """
+        write = partial(
+            self.store.finish_if_active,
+            claim.job.id,
+            epoch=claim.job.epoch,
+            state=state,
+            error=error,
+            exit_code=exit_code,
+            oom=oom,
+            retry=retry,
+        )
         try:
-            return self.store.finish_if_active(
-                claim.job.id,
-                epoch=claim.job.epoch,
-                state=state,
-                error=error,
-                exit_code=exit_code,
-                oom=oom,
-                retry=retry,
-            )
+            return self._arrears.record(claim.job, write)
         finally:
             # The lock is the truth: it falls even where the record cannot be written.
             self._gpu_locks.close(claim.lock_fds)
@@ -329,10 +363,7 @@ class Scheduler:
     def give_back(self, claim: Claim, why: str) -> None:
         """starting → pending: it has not begun after all, and another job may have its GPUs."""
         try:
-            with self.store.writing():
-                job = self.store.job(claim.job.id)
-                if (job.state, job.epoch) == (JobState.STARTING, claim.job.epoch):
-                    self.store.unclaim(job, why)
+            self._arrears.record(claim.job, partial(self._return, claim.job, why))
         finally:
             self._gpu_locks.close(claim.lock_fds)
             self.wake()
@@ -349,6 +380,12 @@ class Scheduler:
             return not any(job.kind in self._runners for job in self._open.jobs.values())
 
     # -- inside
+
+    def _return(self, claimed: Job, why: str) -> None:
+        with self.store.writing():
+            job = self.store.job(claimed.id)
+            if (job.state, job.epoch) == (JobState.STARTING, claimed.epoch):
+                self.store.unclaim(job, why)
 
     def _ready(self, job_id: int) -> bool:
         if not self._outlook.mine(job_id):

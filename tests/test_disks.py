@@ -104,6 +104,40 @@ def test_on_a_full_disk_jobs_end_and_none_is_taken(small_disk: Path) -> None:
     again.close()
 
 
+def test_an_end_that_cannot_be_recorded_gives_its_gpu_on_and_is_recorded_later(
+    small_disk: Path, fake: FakeScript
+) -> None:
+    """Nothing at all can be written: the end of a cell is owed, not forgotten."""
+    from test_scheduler import Bench
+
+    settings = Settings.load()
+    bench = Bench(open_state_dir(settings), settings)
+    job, back = bench.submit(), bench.submit()
+    FakeScript(fake.path, gpus=2)
+    wait_until(lambda: bench.started() == [job.id, back.id])
+    ends, returns = bench.runner.started
+    bench.scheduler.begin(ends)
+    filler = fill(small_disk)
+    with pytest.raises(StoreError):  # noqa: PT012 - until the reserve is used up
+        for _ in range(100):
+            bench.store.set_drained("z" * 100_000)
+    with pytest.raises(StoreError):
+        bench.scheduler.finish(ends, state=JobState.FAILED, error="its own " + "x" * 700_000)
+    with pytest.raises(StoreError):
+        bench.scheduler.give_back(returns, "y" * 700_000)
+    assert [bench.store.job(one.id).state for one in (job, back)] == ["running", "starting"]
+    for gpu in (*ends.job.gpus, *returns.job.gpus):
+        assert not bench.scheduler._gpu_locks.occupied(gpu)
+    filler.unlink()
+    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    bench.runner.is_ready = False
+    wait_until(lambda: bench.started() and bench.store.job(back.id).state == "pending")
+    ended = bench.store.job(job.id)
+    assert (ended.state, (ended.error or "")[:7]) == ("failed", "its own")
+    assert bench.store.leases() == []
+    bench.close()
+
+
 def test_the_log_of_writes_stays_within_its_reserve(tmp_path: Path) -> None:
     store = Store(opened())
     job = store.submit(spec("u"))

@@ -230,6 +230,27 @@ def test_a_gpu_that_a_leftover_holds_is_not_given(bench: Bench, state: StateDir)
     wait_until(lambda: bench.started() == [job.id])
 
 
+def test_another_free_gpu_is_given_where_a_leftover_holds_the_first(
+    state: StateDir, settings: Settings, fake: FakeScript
+) -> None:
+    """A process of an earlier job holds a lock of which neither record nor reading tells."""
+    FakeScript(fake.path, gpus=3)
+    locks = GpuLocks(state.root / "gpu")
+    held = [locks.try_lock(f"GPU-fake-{place}", shared=False) for place in (0, 1)]
+    bench = Bench(state, settings)
+    first, both = bench.submit(), bench.submit(request=Request(gpus=2))
+    wait_until(lambda: bench.started() == [first.id])
+    assert bench.runner.started[0].job.gpus == ("GPU-fake-2",)
+    wait_until(lambda: bench.started() and bench.why(both))
+    assert "3 GPUs taken" in bench.why(both)
+    for fd in held:
+        assert fd is not None
+        locks.close([fd])
+    wait_until(lambda: bench.started() == [first.id, both.id])
+    assert bench.runner.started[1].job.gpus == ("GPU-fake-0", "GPU-fake-1")
+    bench.close()
+
+
 def test_only_the_owner_is_told_of_a_cancel_and_once(bench: Bench) -> None:
     job = bench.submit()
     wait_until(lambda: bench.started() == [job.id])

@@ -12,10 +12,11 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from gpusched_ipy.errors import GpuSchedError
+from gpusched_ipy.errors import DamagedJobError, JobNotFoundError, StoreError
 from gpusched_ipy.job import Job, JobState
 from gpusched_ipy.output import create_log
 from gpusched_ipy.process import python_argv, spawn_detached
@@ -32,6 +33,8 @@ MAX_STARTS_IN_VAIN = 3
 _IN_VAIN = "its shim ended"
 # What happened to a job after which it is counted anew.
 _FRESH = frozenset({"started", "requeued"})
+# First pause before the end of a shim that could not be recorded is recorded again.
+_RETRY_S = 0.2
 # Seconds after a dispatch until the next shim is parked.
 PARK_AFTER_S = 0.1
 
@@ -83,10 +86,19 @@ class ParkedShim:
             claim = self._claim
         if claim is None:
             return
-        try:
-            _settle(self._store, claim.job, status)
-        except GpuSchedError as exc:
-            _log.error("job %d: the end of its shim cannot be recorded: %s", claim.job.id, exc)
+        pause_s = _RETRY_S
+        while self._store.state.database.exists():
+            try:
+                _settle(self._store, claim.job, status)
+                return
+            except (DamagedJobError, JobNotFoundError) as exc:
+                _log.error("job %d: the end of its shim is not recorded: %s", claim.job.id, exc)
+                return
+            except StoreError as exc:
+                # This process lives, so nobody else will give the job back (a full disk).
+                _log.error("job %d: the end of its shim is not recorded: %s", claim.job.id, exc)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 10.0)
 
 
 class CommandRunner:
