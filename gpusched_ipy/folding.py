@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from gpusched_ipy.config import Instant
-from gpusched_ipy.job import ACTIVE, ArrayState, Job, JobState
+from gpusched_ipy.job import ACTIVE, ArrayState, ExpectedStart, Job, JobState
 from gpusched_ipy.text import UNKNOWN, clean, format_duration
 from gpusched_ipy.view import NAME_LIMIT, REASON_LIMIT, JobRow, job_rows
 
@@ -28,6 +28,7 @@ def folded_rows(
     now: Instant,
     *,
     indices: Mapping[str, int | None] | None = None,
+    starts: Mapping[int, ExpectedStart] | None = None,
 ) -> list[JobRow]:
     """The queue as a table with one row for each sweep, where its first job would stand.
 
@@ -36,6 +37,7 @@ def folded_rows(
         arrays: how each sweep stands as a whole, by its id; members of others are shown singly.
         now: for how long each has been so.
         indices: the index of each GPU's UUID, where known.
+        starts: when pending jobs are expected to start, where known.
     """
     groups: dict[object, list[Job]] = {}
     for job in jobs:
@@ -44,7 +46,7 @@ def folded_rows(
         groups.setdefault(array.id if array is not None and known else job.id, []).append(job)
     rows: list[JobRow] = []
     for key, members in groups.items():
-        alone = job_rows(members, now, indices=indices)
+        alone = job_rows(members, now, indices=indices, starts=starts)
         rows += [_row(arrays[key], members, alone, now)] if isinstance(key, str) else alone
     return rows
 

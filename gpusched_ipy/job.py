@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
+from gpusched_ipy.pretty import Shown
+
 PRIORITY_RANGE = (-1000, 1000)
 MAX_NAME_BYTES = 256
 MAX_SPEC_BYTES = 64 * 1024
@@ -159,7 +161,7 @@ class JobSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(Shown):
     """A job as the record has it. Times in ``*_at`` are wall clock (s); ``*_mono`` decide."""
 
     id: int
@@ -193,6 +195,8 @@ class Job:
     peak_mem_bytes: int | None = None
     mean_utilization: float | None = None
     energy_j: float | None = None
+
+    _repr_pretty_ = Shown._repr_pretty_  # IPython would take the dataclass's own repr
 
     @property
     def name(self) -> str:
@@ -269,6 +273,18 @@ class Member:
     busy: bool = False  # its main thread runs something: its cells cannot start
     pinned_gpus: tuple[str, ...] | None = None  # the only GPUs its cells can use
     idle_s: float | None = None  # since when it has run nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedStart:
+    """When a pending job is expected to start, on the wall clock (s)."""
+
+    at: float
+    low: float  # eight of ten times it is not earlier …
+    high: float  # … and not later
+    # The fewest past runs behind a duration that it rests on; 0: walltimes alone, None: on nothing,
+    # its GPUs are free.
+    runs: int | None = None
 
 
 def may_move(start: JobState, end: JobState) -> bool:

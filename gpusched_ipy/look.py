@@ -4,14 +4,15 @@ as JSON with all that the queue knows. It changes nothing in the record.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpusched_ipy.api import Queue
 from gpusched_ipy.attribution import attribute
 from gpusched_ipy.backends import Detail
+from gpusched_ipy.expected import ExpectedStarts
 from gpusched_ipy.folding import folded_rows
-from gpusched_ipy.job import Job
+from gpusched_ipy.job import ExpectedStart, Job, JobState
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.openjobs import OpenJobs
 from gpusched_ipy.snapshot import Snapshot
@@ -67,15 +68,39 @@ class Look:
         self._monitor.set_allocated(self._open.pids_by_gpu())
 
 
-def job_record(queue: Queue, job: Job) -> dict[str, Any]:
+def job_record(queue: Queue, job: Job, monitor: Monitor | None = None) -> dict[str, Any]:
     """The JSON of a job."""
-    log = queue.log_path(job.id)
-    return job_json(
-        job,
-        queue.clock.now(),
-        aging_s=queue.settings.aging_s,
-        log=None if log is None else str(log),
-    )
+    (record,) = job_records(queue, [job], monitor)
+    return record
+
+
+def job_records(
+    queue: Queue, jobs: Iterable[Job], monitor: Monitor | None = None
+) -> list[dict[str, Any]]:
+    """The JSON of jobs."""
+    shown = list(jobs)
+    starts = expected_starts(queue, shown, monitor)
+    logs = {job.id: queue.log_path(job.id) for job in shown}
+    return [
+        job_json(
+            job,
+            queue.clock.now(),
+            aging_s=queue.settings.aging_s,
+            expected=starts.get(job.id),
+            log=None if logs[job.id] is None else str(logs[job.id]),
+        )
+        for job in shown
+    ]
+
+
+def expected_starts(
+    queue: Queue, jobs: Sequence[Job], monitor: Monitor | None = None
+) -> Mapping[int, ExpectedStart]:
+    """When those of the jobs that wait are expected to start, where that can be said."""
+    if not any(job.state is JobState.PENDING and not job.held for job in jobs):
+        return {}
+    monitor = monitor or Monitor(queue.settings, queue.clock, queue.state.root)
+    return ExpectedStarts(queue, monitor).now()
 
 
 def damage(jobs: tuple[int, ...]) -> str:
@@ -99,9 +124,10 @@ def job_table(
     """
     shown = list(jobs)
     indices: dict[str, int | None] = {}
+    monitor = monitor or Monitor(queue.settings, queue.clock, queue.state.root)
+    starts = expected_starts(queue, shown, monitor)
     if any(job.gpus for job in shown):
-        monitor = monitor or Monitor(queue.settings, queue.clock, queue.state.root)
         snapshot = monitor.latest() or monitor.read_now(1.0, Detail.LOAD)
         indices = {gpu.uuid: gpu.index for gpu in snapshot.gpus}
     arrays = queue.arrays(shown) if fold else {}
-    return folded_rows(shown, arrays, queue.clock.now(), indices=indices)
+    return folded_rows(shown, arrays, queue.clock.now(), indices=indices, starts=starts)

@@ -13,12 +13,13 @@ from gpusched_ipy.job import Job, JobState
 from gpusched_ipy.joblog import SHOWN_KINDS, follow, shown, written
 from gpusched_ipy.kernel import KernelSession
 from gpusched_ipy.lines import Arguments, parse_queue
-from gpusched_ipy.look import Look, damage, job_record, job_table
+from gpusched_ipy.look import Look, damage, job_record, job_records, job_table
 from gpusched_ipy.terminal import plain_table, safe_text, show_table
 from gpusched_ipy.view import (
     GPU_COLUMNS,
     JOB_COLUMNS,
     clean,
+    format_bytes,
     gpu_rows,
     gpus_json,
     gpus_note,
@@ -65,7 +66,7 @@ class Notebook:
     def _list(self, asked: Arguments) -> None:
         jobs = self._queue.list(all=asked.all)
         if asked.json:
-            _print_json([job_record(self._queue, job) for job in jobs])
+            _print_json(job_records(self._queue, jobs, self._session.monitor))
             return
         running = sum(1 for job in jobs if job.state is JobState.RUNNING)
         waiting = sum(1 for job in jobs if job.state is JobState.PENDING)
@@ -78,7 +79,7 @@ class Notebook:
 
     def _show(self, asked: Arguments) -> None:
         job = self._queue.show(asked.id)
-        record = job_record(self._queue, job)
+        record = job_record(self._queue, job, self._session.monitor)
         if asked.json:
             _print_json(record)
             return
@@ -208,7 +209,15 @@ class Notebook:
     def free(self) -> None:
         """``%gpufree``: give cached GPU memory of this kernel back."""
         freed = framework.free_caches()
-        print(f"caches emptied: {', '.join(freed)}" if freed else "this kernel holds no GPU memory")
+        if freed.bytes:
+            each = [f"{name} {format_bytes(size)}" for name, size in freed.bytes.items()]
+            print(f"given back: {format_bytes(freed.total_bytes)} ({', '.join(each)})")
+        elif not (freed.keepers or freed.faults):
+            print("no framework of this kernel holds GPU memory that it could give back")
+        for name in freed.keepers:
+            print(f"{name} keeps what it has taken of a GPU until the kernel ends")
+        for fault in freed.faults:
+            print(f"not emptied: {fault}")
 
     # -- showing
 

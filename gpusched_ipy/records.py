@@ -14,8 +14,7 @@ from typing import Any
 from gpusched_ipy.config import Instant
 from gpusched_ipy.job import ExpectedStart, Job, JobState, effective_priority
 from gpusched_ipy.snapshot import Gpu, Snapshot
-from gpusched_ipy.text import clean
-
+from gpusched_ipy.text import clean, format_bytes
 
 # A start within so many seconds is said to be now, or told to the second.
 _NOW_S, _SOON_S = 3.0, 180.0
@@ -76,6 +75,7 @@ def job_json(
         "ended_at": iso(job.ended_at),
         "wait_s": _wait_s(job, now),
         "run_s": _run_s(job, now),
+        "gpu_s": _gpu_s(job, now),
         "exit_code": job.exit_code,
         "signal": signal_name(job.signal),
         "error": job.error,
@@ -146,6 +146,29 @@ def _run_s(job: Job, now: Instant) -> float | None:
         return None
     until = now.wall if job.ended_at is None else job.ended_at
     return round(max(0.0, until - job.started_at), 3)
+
+
+def _gpu_s(job: Job, now: Instant) -> float | None:
+    run_s = _run_s(job, now)
+    return None if run_s is None else round(run_s * len(job.gpus), 3)
+
+
+def over_memory(job: Job) -> str | None:
+    """What is said of a job that used far more GPU memory than it declared; None of others."""
+    declared, peak = job.request.mem_bytes, job.peak_mem_bytes
+    if declared is None or peak is None or not job.gpus or job.state is JobState.PENDING:
+        return None
+    if not far_over(peak, declared * len(job.gpus)):
+        return None
+    return f"used {format_bytes(peak)} of GPU memory, declared {format_bytes(declared)}"
+
+
+def far_over(used_bytes: int, declared_bytes: int) -> bool:
+    """Whether a job uses far more memory than it declared: a quarter more, and 512 MiB at least.
+
+    A driver's context alone takes some hundred MiB, which nobody declares.
+    """
+    return used_bytes - declared_bytes > max(declared_bytes // 4, 512 << 20)
 
 
 def signal_name(number: int | None) -> str | None:

@@ -14,7 +14,7 @@ from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Settings
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import Job, JobState
-from gpusched_ipy.look import damage, job_record, job_table
+from gpusched_ipy.look import damage, job_record, job_records, job_table
 from gpusched_ipy.options import job_fields
 from gpusched_ipy.terminal import DONE, FAILED, LogWriter, note, show_table
 from gpusched_ipy.view import JOB_COLUMNS, clean
@@ -124,7 +124,7 @@ def _show_jobs(terminal: Terminal, jobs: list[Job], *, fold: bool = False) -> in
     if damaged := queue.store.damaged:
         note(damage(damaged))
     if terminal.asked.json:
-        _print_json([job_record(queue, job) for job in jobs])
+        _print_json(job_records(queue, jobs))
         return DONE
     show_table(JOB_COLUMNS, job_table(queue, jobs, fold=fold))
     if drained := queue.drained:

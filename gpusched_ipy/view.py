@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from gpusched_ipy.config import Instant
-from gpusched_ipy.job import ACTIVE, Job, JobState
+from gpusched_ipy.job import ACTIVE, ExpectedStart, Job, JobState
 from gpusched_ipy.records import (
+    expected_text,
     gpus_json,
     iso,
     job_json,
+    over_memory,
     signal_name,
     why_it_waits,
 )
@@ -78,7 +80,11 @@ JOB_COLUMNS = ("id", "name", "state", "priority", "GPU", "since", "why", "owner"
 
 
 def job_rows(
-    jobs: Iterable[Job], now: Instant, *, indices: Mapping[str, int | None] | None = None
+    jobs: Iterable[Job],
+    now: Instant,
+    *,
+    indices: Mapping[str, int | None] | None = None,
+    starts: Mapping[int, ExpectedStart] | None = None,
 ) -> list[JobRow]:
     """The queue as a table, in the order of ``jobs``.
 
@@ -86,11 +92,15 @@ def job_rows(
         jobs: what is shown.
         now: for how long each has been so.
         indices: the index of each GPU's UUID, where known; a UUID is shown otherwise.
+        starts: when pending jobs are expected to start, where known.
     """
-    return [_job_row(job, now, indices or {}) for job in jobs]
+    expected = starts or {}
+    return [_job_row(job, now, indices or {}, expected.get(job.id)) for job in jobs]
 
 
-def _job_row(job: Job, now: Instant, indices: Mapping[str, int | None]) -> JobRow:
+def _job_row(
+    job: Job, now: Instant, indices: Mapping[str, int | None], start: ExpectedStart | None
+) -> JobRow:
     state = "held" if job.held and job.state is JobState.PENDING else str(job.state)
     if job.cancel_requested and not job.ended:
         state += " (cancelling)"
@@ -102,9 +112,18 @@ def _job_row(job: Job, now: Instant, indices: Mapping[str, int | None]) -> JobRo
         priority=str(job.priority),
         gpus=", ".join(_gpu_label(uuid, indices) for uuid in shown) or UNKNOWN,
         since=format_duration(now.wall - _since(job)),
-        why=clean(why_it_waits(job) or _how_it_ended(job) or "", REASON_LIMIT),
+        why=_why(job, now, start),
         owner=clean(job.spec.owner, NAME_LIMIT),
     )
+
+
+def _why(job: Job, now: Instant, start: ExpectedStart | None) -> str:
+    """Why it waits and when it is expected to start, or how it ended; and what is odd about it."""
+    parts = [why_it_waits(job) or _how_it_ended(job), over_memory(job)]
+    shown = [clean("; ".join(part for part in parts if part), REASON_LIMIT)]
+    if start is not None and job.state is JobState.PENDING:
+        shown.append(expected_text(start, now))
+    return "; ".join(part for part in shown if part)
 
 
 def titled(job: Job) -> str:

@@ -17,6 +17,7 @@ from gpusched_ipy.config import Instant
 from gpusched_ipy.job import (
     FINAL,
     ArrayPlace,
+    ExpectedStart,
     Job,
     JobKind,
     JobSpec,
@@ -272,12 +273,18 @@ KEYS = [
     "ended_at",
     "wait_s",
     "run_s",
+    "gpu_s",
     "exit_code",
     "signal",
     "error",
     "attempts",
+    "retried",
+    "requeued",
+    "oom",
     "log",
     "expected_start",
+    "expected_start_range",
+    "expected_start_runs",
     "usage",
 ]
 
@@ -316,9 +323,13 @@ def test_the_json_of_a_job_that_ended() -> None:
         attempts=1,
         peak_mem_bytes=GIB,
     )
-    shown = job_json(job, NOW, log="/state/12.log", expected_start=NOW.wall)
+    expected = ExpectedStart(at=NOW.wall, low=NOW.wall - 60, high=NOW.wall + 60, runs=6)
+    shown = job_json(job, NOW, log="/state/12.log", expected=expected)
     validate(shown, "job.json")
-    assert (shown["wait_s"], shown["run_s"]) == (20.0, 60.0)
+    assert (shown["wait_s"], shown["run_s"], shown["gpu_s"]) == (20.0, 60.0, 60.0)
+    assert shown["expected_start"] == "2027-01-15T08:00:00.000+00:00"
+    assert shown["expected_start_range"][0] == "2027-01-15T07:59:00.000+00:00"
+    assert shown["expected_start_runs"] == 6
     assert (shown["signal"], shown["reason"], shown["effective_priority"]) == ("SIGKILL", None, 3.0)
     assert shown["after"] == [1, 2]
     assert shown["array"] == {"id": "a", "index": 1, "size": 3}
