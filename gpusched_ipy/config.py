@@ -225,7 +225,7 @@ class Settings:
     release_caches: str = _setting(
         "when_others_wait",
         _choice("when_others_wait", "always", "never"),
-        "when this kernel empties its framework caches after a cell",
+        "when an idle kernel, or one after a cell, gives cached GPU memory back",
     )
     warn_unqueued: bool = _setting(False, _flag, "warn when an ordinary cell uses the GPU")
     engine: str = _setting("local", str, "where jobs run: local, slurm, ray")

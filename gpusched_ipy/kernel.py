@@ -19,11 +19,12 @@ from gpusched_ipy.api import Queue
 from gpusched_ipy.backends import Detail
 from gpusched_ipy.badge import Around
 from gpusched_ipy.board import Board
+from gpusched_ipy.cellsweep import CellSweep
 from gpusched_ipy.cellwatch import CellWatch
 from gpusched_ipy.config import Settings
 from gpusched_ipy.courier import Courier
 from gpusched_ipy.errors import JobFailedError, UserError
-from gpusched_ipy.frontend import FrontEnd
+from gpusched_ipy.frontend import FrontEnd, Message
 from gpusched_ipy.here import Home
 from gpusched_ipy.interrupts import shielded
 from gpusched_ipy.isolated import Away, Isolated
@@ -31,17 +32,20 @@ from gpusched_ipy.job import Job, JobKind, JobState
 from gpusched_ipy.kernel_log import close_log, log_to
 from gpusched_ipy.lending import Lending
 from gpusched_ipy.locks import Membership
+from gpusched_ipy.lostcells import LostCells
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.options import Isolation
 from gpusched_ipy.pin import Pin
 from gpusched_ipy.place import Place
 from gpusched_ipy.records import how_it_stands
+from gpusched_ipy.release import SETTLED_S, Release
 from gpusched_ipy.replay import Stage
 from gpusched_ipy.runners.allocation import AllocationRunner
 from gpusched_ipy.runners.cell import Cell, CellRunner, Phase
 from gpusched_ipy.scheduler import Claim, Runner, Scheduler
 from gpusched_ipy.statedir import open_state_dir
 from gpusched_ipy.store import Store
+from gpusched_ipy.submission import Submission
 
 _TRIES = ("retries", "requeue", "retry_oom")
 _READING_S = 1.0  # how long a reading may take that only names GPUs
@@ -74,6 +78,7 @@ class KernelSession:
         self.store.join(self.membership.key, "kernel", front.owner)
         self.pin = Pin(self.store, self.membership.key)
         self.runner = CellRunner(self)
+        self._several = CellSweep(front, self.runner, self.membership.key)
         self.allocations = AllocationRunner()
         self._scheduler: Scheduler | None = None
         self._courier: Courier | None = None
@@ -93,9 +98,12 @@ class KernelSession:
         self.isolated = Isolated(
             front, self.board, lambda: self.queue, lambda: self.watch.depth == 0, self.changed
         )
+        self._release = Release(front, self.store, self.membership.key, self._at_rest)
         self._lending = Lending(front, self.runner, self.board.record)
         self._place = Place(front, self.store, self.runner, self.board, self.labels)
+        self._lost = LostCells(front, self.store, self.runner, self.membership.key)
         self._start(settings)
+        self._lost.offer(time.time())
 
     # -- life
 
@@ -111,6 +119,8 @@ class KernelSession:
         )
         self.board.log_cap = settings.log_cap
         self._after.configure(settings, self.monitor, self._outside)
+        if settings.release_caches != "never":
+            self._release.start()
         self.watch.watcher = self
 
     def reconfigure(self, settings: Settings) -> None:
@@ -131,6 +141,7 @@ class KernelSession:
     def park(self) -> None:
         """Stop all threads; cells that wait go on waiting until :meth:`unpark`."""
         self.watch.watcher = None
+        self._release.stop()
         self.isolated.pause()
         courier, self._courier = self._courier, None
         if courier is not None:
@@ -250,6 +261,73 @@ class KernelSession:
         self.changed()
         return job
 
+    def defer_several(self, asked: Asked, line: str) -> Job:
+        """Queue the running cell once for each value of its sweep, or not at all where its key
+        stands already.
+
+        Raises:
+            UserError: it cannot be; nothing is queued.
+        """
+        done = self._submit_several(asked, line)
+        self._hear()
+        queued = {job.spec.uid for job in done.jobs}
+        older = [
+            other
+            for other in self._older(self.front.cell_id, self.front.parent)
+            if other.uid not in queued
+        ]
+        around = Around(replaced=self._cancel(older), note=done.note)
+        if done.array is not None:
+            self.board.put_up_sweep(done.array, self.front.parent, around)
+        elif (cell := self.runner.cells.get(done.jobs[0].spec.uid)) is not None:
+            self.board.put_up(cell, done.jobs[0], around)
+        elif done.note is not None:
+            self.front.tell(f"gpuqueue: {done.note}")
+        self.changed()
+        return done.jobs[0]
+
+    def run_several(self, asked: Asked, line: str) -> None:
+        """The same for a cell that holds its place: returns when all of it is over.
+
+        Raises:
+            UserError: it cannot be queued, or some of it has not completed.
+        """
+        if self.front.kernel is None:
+            raise UserError("a sweep or a key of cells needs a notebook; use %gpurun here")
+        if self.running_claim is not None:
+            raise UserError("this cell has its turn already; it cannot wait for another one")
+        done = self._submit_several(self._tried_once(asked), line)
+        if done.note is not None:
+            self.front.tell(f"gpuqueue: {done.note}")
+        self._hear()
+        if self.front.attended and done.array is not None:
+            self.board.put_up_sweep(done.array, self.front.parent, Around())
+        try:
+            with self._lending.waiting():
+                self.changed()
+                self._several.follow(self.queue, done, self._lending.lend)
+        finally:
+            self.changed()
+
+    def preview(self, asked: Asked) -> None:
+        """Say what would become of the running cell, and when; nothing is queued."""
+        found = self.queue.preview(
+            kind=JobKind.CELL if asked.isolation is None else JobKind.ISOLATED,
+            code=asked.body,
+            home=self.membership.key if asked.isolation is None else None,
+            **asked.fields,
+        )
+        print(found)
+
+    def _submit_several(self, asked: Asked, line: str) -> Submission:
+        scheduler = self._enrol()
+        self.pin.look(self.monitor, asked.fields.get("gpus", 1))
+        sent = str(self.front.parent.get("content", {}).get("code", ""))
+        code = cellsyntax.source(sent, line, asked.body)
+        done = self._several.submit(self.queue, code, asked.body, asked.fields)
+        scheduler.wake()
+        return done
+
     def isolate(self, asked: Asked, line: str, *, wait: bool) -> Job:
         """Queue the running cell to run in a Python of its own; ``wait`` holds its place.
 
@@ -276,6 +354,21 @@ class KernelSession:
         if stage.error is not None and job.state is JobState.FAILED:
             raise stage.error
         raise JobFailedError(job.id, job.state, f"job {job.id}: {how_it_stands(job)}")
+
+    def requeue(self, job: Job) -> Job:
+        """Queue an ended cell, of this kernel or of one that is gone, once more: here.
+
+        Raises:
+            UserError: it has not ended, or cannot run here later.
+        """
+        scheduler = self._enrol()
+        self.pin.look(self.monitor, job.request.gpus)
+        cell, again = self._lost.requeue(job)
+        scheduler.wake()
+        self._hear()
+        self.board.put_up(cell, again, Around())
+        self.changed()
+        return again
 
     def begin_marked(self, mark: Mapping[str, Any], text: str) -> bool | None:
         """Whether the body of a request of ours may run now; None: ``text`` is not that body."""
@@ -311,17 +404,22 @@ class KernelSession:
 
     def _replace(self, cell: Cell) -> tuple[int, ...]:
         """The cell has been run again: what it had queued before must not run as well."""
-        older = [
+        return self._cancel(self._older(cell.cell_id, cell.parent))
+
+    def _older(self, cell_id: str | None, parent: Message) -> list[Cell]:
+        """What the same cell of the notebook had queued when it was run before."""
+        msg_id = parent.get("header", {}).get("msg_id", "")
+        return [
             other
             for other in self.open_cells
-            if other is not cell
-            and other.cell_id is not None
-            and other.cell_id == cell.cell_id
-            and other.msg_id != cell.msg_id
+            if other.cell_id is not None and other.cell_id == cell_id and other.msg_id != msg_id
         ]
-        for other in older:
-            self.store.request_cancel(other.job_id)
-        return tuple(other.job_id for other in older)
+
+    def _cancel(self, cells: Sequence[Cell]) -> tuple[int, ...]:
+        with self.store.writing():
+            for cell in cells:
+                self.store.request_cancel(cell.job_id)
+        return tuple(cell.job_id for cell in cells)
 
     # -- cells that wait in their place
 
@@ -427,6 +525,7 @@ class KernelSession:
     def granted(self, claim: Claim) -> None:
         """Show the body its GPUs."""
         self._labels |= {gpu.uuid: _label(gpu.index, gpu.uuid) for gpu in claim.gpus}
+        self._several.begins(claim.job)
         self._after.granted |= set(claim.job.gpus)
         self.pin.grant(claim)
 
@@ -461,6 +560,15 @@ class KernelSession:
         self.isolated.take_in()
 
     # -- small things
+
+    @property
+    def gives_back(self) -> bool:
+        """Whether it empties its framework caches when a waiting job asks for that."""
+        return self._release.listening
+
+    def _at_rest(self) -> bool:
+        """Whether the main thread has run no cell for a while."""
+        return self.main_is_free and self.settled_s >= SETTLED_S
 
     def _outside(self) -> bool:
         """Whether the main thread runs a cell that has no turn."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpusched_ipy import framework, replay
+from gpusched_ipy.folding import ranges, told
 from gpusched_ipy.job import Job, JobState
 from gpusched_ipy.joblog import SHOWN_KINDS, follow, shown, written
 from gpusched_ipy.kernel import KernelSession
@@ -58,7 +59,7 @@ class Notebook:
             "drain": self._drain,
             "resume": self._resume,
             "fetch": self._fetch,
-            "requeue": lambda asked: self._tell("waits again", self._queue.requeue(*asked.ids)),
+            "requeue": self._requeue,
         }
         verbs[verb](asked)
         self._session.changed()
@@ -75,7 +76,7 @@ class Notebook:
             caption += f"; the queue is drained ({drained}): %gpuq resume starts jobs again"
         if damaged := self._queue.store.damaged:
             caption += f"; {damage(damaged)}"
-        self._jobs(jobs, caption)
+        self._jobs(jobs, caption, fold=not asked.members)
 
     def _show(self, asked: Arguments) -> None:
         job = self._queue.show(asked.id)
@@ -123,11 +124,13 @@ class Notebook:
     def _cancel(self, asked: Arguments) -> None:
         ids = self._queue.resolve(asked.ids)
         before = {job_id for job_id in ids if self._queue.show(job_id).ended}
-        for job in self._queue.cancel(*ids):
-            if job.id in before:
-                print(f"job {job.id} is over already ({job.state})")
-            else:
-                print(f"job {job.id} {'cancelled' if job.ended else 'is being ended'}")
+        jobs = self._queue.cancel(*ids)
+        over = [job for job in jobs if job.id in before]
+        for state in dict.fromkeys(job.state for job in over):
+            self._tell(f"is over already ({state})", [job for job in over if job.state is state])
+        new = [job for job in jobs if job.id not in before]
+        self._tell("cancelled", [job for job in new if job.ended])
+        self._tell("is being ended", [job for job in new if not job.ended])
 
     def _priority(self, asked: Arguments) -> None:
         jobs = self._queue.set_priority(asked.ids, asked.priority)
@@ -145,10 +148,21 @@ class Notebook:
             return
         self._table(
             JOB_COLUMNS,
-            job_table(self._queue, jobs, self._session.monitor),
+            job_table(self._queue, jobs, self._session.monitor, fold=True),
             None,
             numeric=("id", "priority"),
         )
+
+    def _requeue(self, asked: Arguments) -> None:
+        ids = self._queue.resolve(asked.ids)
+        cells = {number for number in ids if self._queue.show(number).kind is JobKind.CELL}
+        # Cells first: each has its badge here, and one that cannot be is said before others move.
+        for number in sorted(cells):
+            self._tell("waits again", [self._session.requeue(self._queue.show(number))])
+        if cells != set(ids):
+            others = [reference for reference in asked.ids if reference.isdigit()]
+            rest = others if cells else asked.ids
+            self._tell("waits again", self._queue.requeue(*rest))
 
     def _drain(self, asked: Arguments) -> None:
         self._queue.drain()
@@ -162,10 +176,21 @@ class Notebook:
 
     def run(self, fields: dict[str, Any]) -> None:
         """``%gpurun``: queue a command."""
-        job = self._queue.submit(**fields)
+        if fields.pop("dry_run", False):
+            print(self._queue.preview(**fields))
+            return
+        done = self._queue.submit_all(**fields)
+        if done.note is not None:
+            print(done.note)
+        if not done.queued:
+            return
+        job, count = done.queued[0], len(done.queued)
+        what = f"#{job.id} {clean(job.name)}"
+        if done.array is not None:
+            what = f"#{ranges(job.id for job in done.queued)} {clean(job.name)} ×{count}"
         drained = "; the queue is drained, %gpuq resume starts jobs again"
         print(
-            f"queued #{job.id} {clean(job.name)} · priority {job.priority} · %gpuq log {job.id} "
+            f"queued {what} · priority {job.priority} · %gpuq log {job.id} "
             f"shows its output{drained if self._queue.drained else ''}"
         )
 
@@ -221,8 +246,8 @@ class Notebook:
 
     # -- showing
 
-    def _jobs(self, jobs: list[Job], caption: str | None) -> None:
-        rows = job_table(self._queue, jobs, self._session.monitor)
+    def _jobs(self, jobs: list[Job], caption: str | None, *, fold: bool) -> None:
+        rows = job_table(self._queue, jobs, self._session.monitor, fold=fold)
         self._table(JOB_COLUMNS, rows, caption, numeric=("id", "priority"))
 
     def _table(
@@ -243,8 +268,8 @@ class Notebook:
         replay.show_data({"text/plain": "\n".join(lines), "text/html": html}, {})
 
     def _tell(self, what: str, jobs: list[Job]) -> None:
-        for job in jobs:
-            print(f"job {job.id} {what}")
+        for line in told(what, [job.id for job in jobs]):
+            print(line)
 
 
 def _print_json(value: object) -> None:

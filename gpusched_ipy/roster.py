@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 
 from gpusched_ipy._version import __version__
 from gpusched_ipy.database import Database
@@ -50,6 +51,24 @@ class Roster(Database):
         with self.writing():
             self._db.execute("UPDATE members SET pinned = ? WHERE key = ?", (json.dumps(gpus), key))
             self._rang = True
+
+    def ask_to_release(self, keys: Iterable[str], *, again_s: float) -> None:
+        """Ask these members to give cached GPU memory back; not those asked within ``again_s``."""
+        mono = self._clock.now().mono
+        wanted = json.dumps(list(keys))
+        due = "key IN (SELECT value FROM json_each(?)) AND (asked IS NULL OR asked < ?)"
+        if not self._query(f"SELECT 1 FROM members WHERE {due}", (wanted, mono - again_s)):
+            return
+        with self.writing():
+            self._db.execute(
+                f"UPDATE members SET asked = ? WHERE {due}", (mono, wanted, mono - again_s)
+            )
+            self._rang = True
+
+    def asked_to_release(self, key: str) -> float | None:
+        """When a member was last asked to give cached GPU memory back (monotonic s), or None."""
+        row = self._first("SELECT asked FROM members WHERE key = ?", (key,))
+        return None if row is None else row["asked"]
 
     def members(self) -> dict[str, Member]:
         """The recorded members by key, dead ones included."""

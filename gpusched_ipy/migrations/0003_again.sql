@@ -17,3 +17,5 @@ CREATE UNIQUE INDEX jobs_by_key ON jobs (job_key)
 CREATE INDEX jobs_past ON jobs (name, ended_at) WHERE run_s IS NOT NULL;
 -- The boot in which the process of an attempt was started: in another one its pid is a stranger's.
 ALTER TABLE attempts ADD COLUMN boot TEXT;
+-- When a waiting job has last asked this member to give cached GPU memory back (monotonic s).
+ALTER TABLE members ADD COLUMN asked REAL;
