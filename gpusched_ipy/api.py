@@ -35,8 +35,10 @@ from gpusched_ipy.job import (
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.naming import named, resolve
 from gpusched_ipy.options import parse_priority
+from gpusched_ipy.pretty import Drawn
 from gpusched_ipy.preview import Preview, preview
 from gpusched_ipy.reap import orphans, reap
+from gpusched_ipy.showing import JobList, jobs_drawn
 from gpusched_ipy.snapshot import Snapshot
 from gpusched_ipy.statedir import StateDir, open_state_dir
 from gpusched_ipy.store import Event, Store
@@ -180,11 +182,24 @@ class Queue:
 
     def list(self, *, all: bool = False, limit: int | None = None) -> _Jobs:  # noqa: A002
         """The jobs not yet ended, or all of them, oldest first; ``limit`` keeps the newest."""
-        return self.store.jobs(ended=all, limit=limit)
+        return JobList(self.store.jobs(ended=all, limit=limit))
 
     def arrays(self, jobs: Iterable[Job]) -> Mapping[str, ArrayState]:
         """How each sweep stands that one of these jobs is a member of, by its id."""
         return self.store.array_states(job.spec.array.id for job in jobs if job.spec.array)
+
+    def _repr_html_(self) -> str:
+        return self._drawn().html
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(self._drawn().text)
+
+    def _drawn(self) -> Drawn:
+        counts = self.counts()
+        told = ", ".join(f"{count} {name}" for name, count in counts.items())
+        drained = f"; drained: {self.drained}" if self.drained else ""
+        jobs = self.page(0, 50)
+        return jobs_drawn(jobs, f"the queue: {told}{drained}; higher priority runs first")
 
     def page(self, offset: int, limit: int) -> Sequence[Job]:
         """A part of the jobs not yet ended: who runs, who waits by priority, then who is held."""
@@ -381,7 +396,12 @@ class Queue:
         if not job.ended:
             raise UserError(f"job {job_id} is {job.state}; only an ended job can be queued again")
         if job.kind in BOUND_KINDS:
-            raise UserError(f"job {job_id} is a cell of {job.spec.owner}; run the cell again there")
+            raise UserError(
+                f"job {job_id} is a cell of {job.spec.owner}; run the cell again there, or "
+                f"%gpuq requeue {job_id} in a notebook"
+                if job.kind is JobKind.CELL
+                else f"job {job_id} is a block of code of {job.spec.owner}; run that again"
+            )
         again = self.store.requeue(job)
         ensure_agent(self.state)
         return again

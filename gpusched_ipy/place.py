@@ -10,12 +10,13 @@ from gpusched_ipy.board import Board
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.frontend import FrontEnd
 from gpusched_ipy.interrupts import shielded
-from gpusched_ipy.job import Job
+from gpusched_ipy.job import Job, WaitCode
 from gpusched_ipy.runners.cell import Cell, CellRunner, Phase
 from gpusched_ipy.store import Store
 from gpusched_ipy.text import clean, format_duration
 
 _STEP_S = 0.1  # the longest that an interrupt of a waiting cell takes
+_SOON = frozenset({WaitCode.NO_READING, WaitCode.STARTING_SOON})  # over in a moment
 _SAY_S = 1.0  # shorter waits are not worth a line in the notebook
 
 
@@ -76,7 +77,7 @@ class Place:
             if now.ended:
                 why = f": {now.error}" if now.error else " while it waited"
                 raise UserError(f"job {job.id} was {now.state}{why}")
-            if not told and now.reason is not None:
+            if not told and now.reason is not None and now.reason.code not in _SOON:
                 why = clean(now.reason.text)
                 self._front.tell(f"gpuqueue: job {job.id} waits: {why}; Ctrl-C gives its place up")
                 told = True

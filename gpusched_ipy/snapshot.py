@@ -12,6 +12,8 @@ from enum import StrEnum
 from operator import attrgetter
 from typing import Any
 
+from gpusched_ipy.pretty import Shown
+
 
 class Health(StrEnum):
     """What the driver says of a GPU beyond its numbers."""
@@ -83,7 +85,7 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class Snapshot(Shown):
     """All GPUs of this machine at one moment.
 
     A reading that failed has a ``problem`` and no GPUs: old data is never shown as new.
@@ -97,6 +99,8 @@ class Snapshot:
     read_s: float | None = None  # what the reading cost
     problem: str | None = None
     gpus: tuple[Gpu, ...] = field(default=())
+
+    _repr_pretty_ = Shown._repr_pretty_  # IPython would take the dataclass's own repr
 
     def age_s(self, mono: float) -> float:
         """Seconds between this reading and ``mono`` on the same monotonic clock."""

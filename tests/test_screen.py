@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import settings as settings_of
 from hypothesis import strategies as st
 from rich.console import Console
-from tmux import terminal
+from tmux import PATIENCE_S, terminal
 
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Instant, Settings
@@ -46,7 +46,7 @@ def submit(queue: Queue, name: str, **fields: Any) -> Job:
     return queue.submit(kind=JobKind.CELL, code="pass", name=name, home="nobody", **fields)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 def test_the_whole_panel_in_a_terminal(queue: Queue, fake: FakeScript, tmp_path: Path) -> None:
     first, second = submit(queue, "first"), submit(queue, "second")
     fake.busy(utilization=0.97)
@@ -66,23 +66,27 @@ def test_the_whole_panel_in_a_terminal(queue: Queue, fake: FakeScript, tmp_path:
 
         # Keys steer the job that is marked.
         screen.keys("Down")
-        wait_until(lambda: any("▶" in x and "second" in x for x in screen.lines), 60, "marked")
+        wait_until(
+            lambda: any("▶" in x and "second" in x for x in screen.lines), PATIENCE_S, "marked"
+        )
         screen.keys("+", "+")
-        wait_until(lambda: queue.show(second.id).priority == 2, 60, "raised")
+        wait_until(lambda: queue.show(second.id).priority == 2, PATIENCE_S, "raised")
         screen.keys("-")
-        wait_until(lambda: queue.show(second.id).priority == 1, 60, "lowered")
+        wait_until(lambda: queue.show(second.id).priority == 1, PATIENCE_S, "lowered")
         screen.keys("h")
-        wait_until(lambda: queue.show(second.id).held, 60, "held")
+        wait_until(lambda: queue.show(second.id).held, PATIENCE_S, "held")
         screen.wait("1 held", f"Job {second.id} is held")
         screen.keys("r")
-        wait_until(lambda: not queue.show(second.id).held, 60, "released")
+        wait_until(lambda: not queue.show(second.id).held, PATIENCE_S, "released")
         screen.keys("d")
         screen.wait("DRAINED")
         assert queue.drained
         screen.keys("u")
         screen.wait_gone("DRAINED")
         screen.keys("c")
-        wait_until(lambda: queue.show(second.id).state is JobState.CANCELLED, 60, "cancelled")
+        wait_until(
+            lambda: queue.show(second.id).state is JobState.CANCELLED, PATIENCE_S, "cancelled"
+        )
         screen.wait("2 waiting")
         assert queue.show(first.id).state is JobState.PENDING
 
@@ -118,16 +122,17 @@ def test_the_whole_panel_in_a_terminal(queue: Queue, fake: FakeScript, tmp_path:
         screen.wait("mode-icanon")
 
 
+@pytest.mark.timeout(900)
 def test_into_a_pipe_it_is_one_picture(queue: Queue, fake: FakeScript) -> None:
     submit(queue, EVIL)
     argv = [sys.executable, "-m", "gpusched_ipy", "watch"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=50)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "Fake A100" in done.stdout
     assert "\\x1b]0;owned\\x07[red]\\u202eevil" in done.stdout
     assert "\x1b" not in done.stdout
     fake.problem("driver lost")
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=50)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 1
     assert "driver lost" in done.stdout
 

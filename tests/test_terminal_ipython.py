@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers import FakeScript, wait_until
-from tmux import Terminal, terminal
+from tmux import PATIENCE_S, Terminal, terminal
 
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Settings
@@ -24,7 +24,7 @@ def cell(screen: Terminal, *lines: str) -> None:
         screen.keys("Enter")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_a_session(settings: Settings, fake: FakeScript, tmp_path: Path) -> None:
     fake.busy()
     queue = Queue(settings)
@@ -34,8 +34,9 @@ def test_a_session(settings: Settings, fake: FakeScript, tmp_path: Path) -> None
         screen.type("%load_ext gpusched_ipy")
         screen.wait("In [2]:")
         cell(screen, "%%gpuqueue -p 3 -n train", "x = 6 * 7", "print('answer', x)", "x")
-        job = wait_until(lambda: queue.list() and queue.list()[0], 60, "queued")
+        job = wait_until(lambda: queue.list() and queue.list()[0], PATIENCE_S, "queued")
         assert (job.name, job.priority, job.state) == ("train", 3, JobState.PENDING)
+        screen.wait("waits: GPU 0: 97 % used by python")
         assert "answer 42" not in screen.text
         fake.free()
         shown = screen.wait("answer 42", "Out[2]: 42", "In [3]:")
@@ -45,10 +46,12 @@ def test_a_session(settings: Settings, fake: FakeScript, tmp_path: Path) -> None
         # Ctrl-C while it waits gives up the place.
         fake.busy()
         cell(screen, "%%gpuqueue", "print('never')")
-        second = wait_until(lambda: queue.list() and queue.list()[0], 60, "queued")
+        second = wait_until(lambda: queue.list() and queue.list()[0], PATIENCE_S, "queued")
         screen.keys("C-c")
         screen.wait("KeyboardInterrupt", "In [4]:")
-        wait_until(lambda: queue.show(second.id).state is JobState.CANCELLED, 60, "given up")
+        wait_until(
+            lambda: queue.show(second.id).state is JobState.CANCELLED, PATIENCE_S, "given up"
+        )
 
         screen.type("%gpurun -n later -- echo hello")
         screen.wait("queued #3 later", "In [5]:")

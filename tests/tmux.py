@@ -13,6 +13,8 @@ from pathlib import Path
 from helpers import wait_until
 from requires import require
 
+PATIENCE_S = 200.0  # every wait is for something on the screen; a loaded machine may need long
+
 
 class Terminal:
     """One terminal of a tmux server of its own, with a shell in it.
@@ -67,7 +69,7 @@ class Terminal:
         """What the screen shows, as one string."""
         return "\n".join(self.lines)
 
-    def wait(self, *texts: str, timeout: float = 60.0) -> str:
+    def wait(self, *texts: str, timeout: float = PATIENCE_S) -> str:
         """Wait until the screen shows all these texts; the screen."""
         try:
             wait_until(lambda: all(text in self.text for text in texts), timeout, f"{texts} shown")
@@ -75,7 +77,7 @@ class Terminal:
             raise AssertionError(f"{exc}; the screen:\n{self.text}") from None
         return self.text
 
-    def wait_gone(self, text: str, timeout: float = 60.0) -> None:
+    def wait_gone(self, text: str, timeout: float = PATIENCE_S) -> None:
         """Wait until the screen does not show that text any more."""
         wait_until(lambda: text not in self.text, timeout, f"{text} gone from {self.text}")
 

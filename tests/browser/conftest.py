@@ -1,4 +1,4 @@
-"""A JupyterLab for all browser tests, a browser for each, and where the screenshots go."""
+"""One Jupyter server for all browser tests, a browser for each, where the screenshots go."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ARTIFACTS = os.environ.get("GPUSCHED_ARTIFACTS")
 
 
 def _missing() -> str | None:
-    for module in ("playwright", "jupyterlab"):
+    for module in ("playwright", "jupyterlab", "notebook"):
         if importlib.util.find_spec(module) is None:
             return f"{module} is not installed"
     names = ("chromium", "chromium-browser", "google-chrome")

@@ -1,4 +1,4 @@
-"""Drives a real JupyterLab in Chromium: opens notebooks, runs cells, looks at what is shown."""
+"""Drives JupyterLab and Notebook 7 in Chromium: opens notebooks, runs cells, looks at them."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ _FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"),
     *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
 )
+# A page on a loaded machine may need long; every wait is for something that is seen on the page.
+PATIENCE_MS = 150_000
 _NO_NEWS = '{"fetchNews": "false", "checkForUpdates": false}'
 
 
@@ -62,7 +64,8 @@ def jupyter_server(folder: Path) -> Iterator[tuple[str, Path]]:
         *(sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}"),
         *("--ServerApp.port_retries=0", "--allow-root", "--IdentityProvider.token="),
         *("--ServerApp.password=", "--ServerApp.disable_check_xsrf=True"),
-        *("--expose-app-in-browser", f"--ServerApp.root_dir={notebooks}"),
+        *("--expose-app-in-browser", "--JupyterNotebookApp.expose_app_in_browser=True"),
+        f"--ServerApp.root_dir={notebooks}",
     ]
     with (folder / "server.log").open("wb") as log:
         server = subprocess.Popen(
@@ -70,7 +73,7 @@ def jupyter_server(folder: Path) -> Iterator[tuple[str, Path]]:
         )
     base = f"http://127.0.0.1:{port}"
     try:
-        wait_until(lambda: server.poll() is not None or _answers(base), 60, "JupyterLab answers")
+        wait_until(lambda: server.poll() is not None or _answers(base), 180, "the server answers")
         assert server.poll() is None, (folder / "server.log").read_text()
         yield base, notebooks
     finally:
@@ -97,7 +100,7 @@ def chromium(profile: Path, width: int = 1200, height: int = 1300) -> Iterator[B
             args=list(_FLAGS),
             viewport={"width": width, "height": height},
         )
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(PATIENCE_MS)
         try:
             yield context
         finally:
@@ -110,20 +113,32 @@ class Lab:
     Args:
         context: the browser.
         base: address of the server.
-        path: the notebook that is written and opened.
-        cells: the sources of its code cells.
+        path: the notebook that is opened.
+        cells: the sources of its code cells, for a notebook that is written first.
+        classic: open it in Notebook 7.
     """
 
-    def __init__(self, context: BrowserContext, base: str, path: Path, cells: list[str]) -> None:
+    def __init__(
+        self,
+        context: BrowserContext,
+        base: str,
+        path: Path,
+        cells: list[str] | None = None,
+        *,
+        classic: bool = False,
+    ) -> None:
         self.page: Page = context.new_page()
         self.errors: list[str] = []
         self.page.on("console", self._on_console)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        book = nbformat.v4.new_notebook()
-        book.cells = [nbformat.v4.new_code_cell(source) for source in cells]
-        book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
-        nbformat.write(book, path)
-        self._address = f"{base}/lab/tree/{path.name}"
+        self.path = path
+        if cells is not None:
+            book = nbformat.v4.new_notebook()
+            book.cells = [nbformat.v4.new_code_cell(source) for source in cells]
+            book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+            nbformat.write(book, path)
+        place = "notebooks" if classic else "lab/tree"
+        self._address = f"{base}/{place}/{path.name}{'' if classic else '?reset'}"
         self.open()
 
     def _on_console(self, message: Any) -> None:
@@ -132,9 +147,9 @@ class Lab:
 
     def open(self) -> None:
         """Load the page (again) and wait until the notebook and its kernel are there."""
-        self.page.goto(f"{self._address}?reset", wait_until="domcontentloaded")
-        self.page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
-        self.page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=60_000)
+        self.page.goto(self._address, wait_until="domcontentloaded")
+        self.page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
+        self.page.wait_for_selector("#jupyterlab-splash", state="detached")
         self.wait_kernel("idle")
 
     def wait_kernel(self, status: str) -> None:
@@ -143,7 +158,6 @@ class Lab:
             """status => { const shown = window.jupyterapp.shell.currentWidget;
             return shown?.sessionContext?.kernelDisplayStatus === status }""",
             arg=status,
-            timeout=60_000,
         )
 
     def command(self, name: str, args: dict[str, Any] | None = None, *, wait: bool = True) -> None:
@@ -151,7 +165,7 @@ class Lab:
         # page.evaluate has no time limit of its own.
         done = self.page.evaluate(
             """([name, args, wait]) => { const run = window.jupyterapp.commands.execute(name, args);
-            const late = new Promise((_, no) => setTimeout(() => no(Error("too late")), 40000));
+            const late = new Promise((_, no) => setTimeout(() => no(Error("too late")), 140000));
             return wait ? Promise.race([run, late]).then(() => true) : true }""",
             [name, args or {}, wait],
         )
@@ -175,6 +189,11 @@ class Lab:
         assert not failed, "\n".join(failed[0]["traceback"])
         return "".join(str(out.get("text", "")) for out in outputs)
 
+    def save(self) -> Any:
+        """Save the notebook; what lies on the disk then."""
+        self.command("docmanager:save")
+        return nbformat.read(self.path, as_version=4)
+
     def ask(self, code: str) -> str:
         """What ``code`` prints in the kernel; no cell is run, so nothing moves on the screen."""
         return str(
@@ -184,7 +203,7 @@ class Lab:
                 const future = kernel.requestExecute({ code, store_history: false });
                 let text = "";
                 future.onIOPub = message => { text += message.content.text || "" };
-                const late = new Promise((_, no) => setTimeout(() => no(Error("too late")), 40000));
+                const late = new Promise((_, no) => setTimeout(() => no(Error("too late")), 140000));
                 await Promise.race([future.done, late]);
                 return text }""",
                 code,
