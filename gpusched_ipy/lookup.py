@@ -11,7 +11,7 @@ from typing import Any
 from gpusched_ipy.config import Clock
 from gpusched_ipy.database import Database
 from gpusched_ipy.errors import DamagedJobError, JobNotFoundError
-from gpusched_ipy.job import Job, JobState
+from gpusched_ipy.job import Job, JobKind, JobState
 from gpusched_ipy.process import ProcessId, boot_id
 from gpusched_ipy.rows import in_this_boot, to_job
 from gpusched_ipy.statedir import StateDir
@@ -126,6 +126,14 @@ class Lookup(Database):
             (wall, limit),
         )
         return found[::-1]
+
+    def lost_before_start(self, kind: JobKind, *, since: float) -> list[Job]:
+        """Jobs of a kind that were lost at ``since`` (wall clock, s) or later, and never ran."""
+        return self._many(
+            "SELECT * FROM jobs WHERE ended_at >= ? AND state = 'lost' AND kind = ?"
+            " AND started_at IS NULL ORDER BY id",
+            (since, str(kind)),
+        )
 
     def states(self, ids: Iterable[int]) -> dict[int, JobState]:
         """The states of these jobs; unknown ids are absent."""

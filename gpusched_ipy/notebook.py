@@ -10,7 +10,7 @@ from typing import Any
 
 from gpusched_ipy import framework, replay
 from gpusched_ipy.folding import ranges, told
-from gpusched_ipy.job import Job, JobState
+from gpusched_ipy.job import Job, JobKind, JobState
 from gpusched_ipy.joblog import SHOWN_KINDS, follow, shown, written
 from gpusched_ipy.kernel import KernelSession
 from gpusched_ipy.lines import Arguments, parse_queue
@@ -156,13 +156,12 @@ class Notebook:
     def _requeue(self, asked: Arguments) -> None:
         ids = self._queue.resolve(asked.ids)
         cells = {number for number in ids if self._queue.show(number).kind is JobKind.CELL}
-        # Cells first: each has its badge here, and one that cannot be is said before others move.
-        for number in sorted(cells):
-            self._tell("waits again", [self._session.requeue(self._queue.show(number))])
-        if cells != set(ids):
-            others = [reference for reference in asked.ids if reference.isdigit()]
-            rest = others if cells else asked.ids
-            self._tell("waits again", self._queue.requeue(*rest))
+        for number in ids:
+            if number in cells:
+                self._tell("waits again", [self._session.requeue(self._queue.show(number))])
+        others = [number for number in ids if number not in cells]
+        if others:
+            self._tell("waits again", self._queue.requeue(*(others if cells else asked.ids)))
 
     def _drain(self, asked: Arguments) -> None:
         self._queue.drain()
@@ -187,7 +186,7 @@ class Notebook:
         job, count = done.queued[0], len(done.queued)
         what = f"#{job.id} {clean(job.name)}"
         if done.array is not None:
-            what = f"#{ranges(job.id for job in done.queued)} {clean(job.name)} ×{count}"
+            what = f"#{ranges(job.id for job in done.queued)} {clean(job.name)} \u00d7{count}"
         drained = "; the queue is drained, %gpuq resume starts jobs again"
         print(
             f"queued {what} · priority {job.priority} · %gpuq log {job.id} "

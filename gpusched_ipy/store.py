@@ -300,7 +300,7 @@ class Store(Archive, Arrays, Roster):
             self._check_key_is_free(job)
             again = replace(
                 job,
-                spec=replace(job.spec, home=home) if home else job.spec,
+                spec=replace(job.spec, home=home, in_place=False) if home else job.spec,
                 member=None,
                 cancel_requested=False,
                 queued_mono=now.mono,

@@ -181,6 +181,12 @@ class Kernel:
             self.client.stop_channels()
         self.manager.shutdown_kernel(now=False)
 
+    def restart(self) -> None:
+        """Restart it as the button of a notebook does."""
+        with (self.folder / "err").open("ab") as log:
+            self.manager.restart_kernel(stderr=log)
+        self.client.wait_for_ready(timeout=60)
+
     def kill(self) -> None:
         """End it as an out-of-memory killer does."""
         self.client.stop_channels()

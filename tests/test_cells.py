@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kernels import Cell, Kernel, started
+from kernels import PYTHON, Cell, Kernel, started
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 
@@ -560,6 +560,50 @@ def test_a_kernel_that_shuts_down_loses_its_queued_cells_at_once(tmp_path: Path)
         assert queue.store.members() == {}
     finally:
         queue.store.close()
+
+
+def test_cells_that_a_restart_has_lost_are_offered_and_queued_again_by_one_call(
+    tmp_path: Path,
+) -> None:
+    with started(tmp_path, JPY_SESSION_NAME="work/train.ipynb") as kernel:
+        kernel.fake.take()
+        for name in ("one", "two"):
+            kernel.run(f"%%gpuqueue --name {name} --priority 3\nprint('ran {name}', x)")
+        running = kernel.run("%gpurun --name command -- sleep 0.1")
+        assert "#3" in running.text()
+        kernel.restart()
+        kernel.run("%load_ext gpusched_ipy\nx = 42")
+        offer = kernel.run("%gpuq list --all --json")
+        assert {job["name"]: job["state"] for job in json.loads(offer.text())} == {
+            "one": "lost", "two": "lost", "command": "pending",
+        }  # fmt: skip
+        assert "2 queued cells of this notebook never ran" in offer.text("stderr")
+        assert "%gpuq requeue 1,2 " in offer.text("stderr")
+        again = kernel.run("%gpuq requeue 1,2")
+        kernel.until(lambda: len(set(again.badges)) >= 2, "no badges")
+        kernel.fake.free()
+        kernel.until(
+            lambda: again.text().endswith("ran one 42\nran two 42\n"), "they never ran", 60
+        )
+        kernel.run("%gpuq wait")
+        listed = json.loads(kernel.run("%gpuq list --all --json").text())
+        assert [job["state"] for job in listed] == ["completed"] * 3
+
+
+def test_an_interrupt_of_the_kernel_leaves_its_commands_alone(tmp_path: Path) -> None:
+    with started(tmp_path) as kernel:
+        code = "import time; print('go', flush=True); time.sleep(2); print('through')"
+        kernel.run(f'%gpurun --name command -- {PYTHON} -c "{code}"')
+        kernel.until(lambda: "go" in kernel.run("%gpuq log command").text(), "it never began", 60)
+        busy = kernel.send("import time\ntime.sleep(60)")
+        kernel.until(lambda: busy.of("execute_input"), "it never began")
+        kernel.interrupt()
+        kernel.until(lambda: busy.replies, "no reply")
+        assert busy.status == "error"
+        kernel.run("%gpuq wait command")
+        assert kernel.run("%gpuq log command").text() == "go\nthrough\n"
+        (job,) = json.loads(kernel.run("%gpuq list --all --json").text())
+        assert (job["state"], job["exit_code"]) == ("completed", 0)
 
 
 def test_a_forked_child_that_ends_takes_nothing_of_its_kernels_along(kernel: Kernel) -> None:
