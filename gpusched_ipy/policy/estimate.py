@@ -17,6 +17,9 @@ HALF_LIFE = 10.0
 SHARES = 16
 # How uncertain a single run leaves the next: 80 % within a factor of 3. Falls with the runs.
 LONE_SIGMA = log(3.0) / 1.2816
+# What waits together under one name is alike, as the members of a sweep are: this much of the
+# spread is common to all of them.
+ALIKE = 0.7
 # With fewer runs the peak of memory is not relied upon, and beyond them this much is added: a peak
 # between two readings is not seen.
 MEMORY_RUNS = 3
@@ -41,7 +44,7 @@ class Estimate:
 
     runs: int  # completed ones that it rests on; 0 where only its walltime is known
     shares: tuple[float, ...]  # s, ascending: the middles of equally likely shares
-    doubt: float = 0.0  # of the whole spread, as the sigma of a factor: few runs may all mislead
+    doubt: float = 0.0  # common to all jobs of the estimate: the sigma of a factor
     mem_bytes: int | None = None  # needed on each GPU, where enough runs tell
 
     @property
@@ -77,7 +80,7 @@ def estimate(runs: Sequence[Run]) -> Estimate | None:
     return Estimate(
         runs=count,
         shares=shares,
-        doubt=(spread / count**0.5 + lone) / 2,
+        doubt=ALIKE * spread + lone / 2,
         mem_bytes=_memory(runs),
     )
 
