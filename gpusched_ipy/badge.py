@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from gpusched_ipy.job import ACTIVE, Job, JobState
+from gpusched_ipy.folding import counts
+from gpusched_ipy.job import ACTIVE, ArrayState, Job, JobState
 from gpusched_ipy.records import signal_name
+from gpusched_ipy.sweep import label
 from gpusched_ipy.text import clean, escape, format_duration
 
 _WORD = {
@@ -41,20 +43,64 @@ class Around:
     pinned: Sequence[str] = ()  # the GPUs that this kernel is bound to
     replaced: Sequence[int] = ()  # older jobs of the same cell
     note: str | None = None  # one more thing to say
+    expected: str | None = None  # when it is expected to start
 
 
 def bundle(job: Job, around: Around) -> dict[str, str]:
     """The badge for any front end: HTML in the page's own colours, and plain text."""
     first, rest = _words(job, around)
-    head = f"{_SIGN[job.state]} {first}"
+    return _dressed(f"{_SIGN[job.state]} {first}", rest, job.state)
+
+
+def _dressed(head: str, rest: Sequence[str], state: JobState) -> dict[str, str]:
     plain = " · ".join([head, *rest])
     more = "".join(f" · {escape(part, _TEXT_LIMIT)}" for part in rest)
     style = "font-size:90%;border-left:3px solid currentColor;padding:1px 8px;opacity:.85"
     html = (
-        f'<div class="gpusched-badge gpusched-{job.state} mathjax_ignore tex2jax_ignore" '
+        f'<div class="gpusched-badge gpusched-{state} mathjax_ignore tex2jax_ignore" '
         f'role="status" style="{style}"><b>{escape(head, _TEXT_LIMIT)}</b>{more}</div>'
     )
     return {"text/plain": clean(plain, 4 * _TEXT_LIMIT), "text/html": html}
+
+
+def sweep_bundle(array: ArrayState, around: Around) -> dict[str, str]:
+    """The one badge of a sweep."""
+    rest = [counts(array)]
+    if array.reason and not array.ended:
+        rest.append(array.reason)
+    if array.ended and array.ended_at is not None:
+        rest.append(f"took {_span(array.ended_at - array.submitted_at)}")
+    elif not array.ended:
+        rest.append(f"since {_clock(array.submitted_at)}")
+    if around.replaced:
+        rest.append(f"replaces {len(around.replaced)} jobs")
+    if around.note:
+        rest.append(around.note)
+    state = next(state for state in _SWEEP_STATES if array.states.get(state))
+    name = "" if array.name in ("", "cell") else f" {array.name}"
+    head = f"{_SIGN[state]} {_WORD[state]} #{array.reference}{name} \u00d7{array.size}"
+    return _dressed(head, rest, state)
+
+
+# A sweep is called by what the first of these that has a member says.
+_SWEEP_STATES = (
+    JobState.RUNNING,
+    JobState.STARTING,
+    JobState.PENDING,
+    JobState.FAILED,
+    JobState.LOST,
+    JobState.TIMEOUT,
+    JobState.CANCELLED,
+    JobState.COMPLETED,
+)
+
+
+def heading(job: Job) -> dict[str, str]:
+    """What stands above the output of a member of a sweep: its values."""
+    text = f"#{job.id} {label(job.spec.sweep)}"
+    style = "font-weight:bold;border-bottom:1px solid currentColor;margin-top:.6em"
+    html = f'<div class="gpusched-heading" style="{style}">{escape(text, _TEXT_LIMIT)}</div>'
+    return {"text/plain": clean(f"--- {text}", _TEXT_LIMIT), "text/html": html}
 
 
 def _words(job: Job, around: Around) -> tuple[str, list[str]]:
@@ -77,6 +123,8 @@ def _waiting(job: Job, around: Around) -> list[str]:
     parts = [f"priority {job.priority}"]
     if job.reason is not None and not job.held:
         parts.append(job.reason.text)
+    if around.expected is not None and not job.held:
+        parts.append(f"starts {around.expected}")
     if around.pinned:
         parts.append(f"pinned to {', '.join(around.pinned)}")
     return [*parts, f"since {_clock(job.submitted_at)}"]

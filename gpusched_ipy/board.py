@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -15,7 +16,8 @@ from typing import Any, Protocol
 from gpusched_ipy import badge
 from gpusched_ipy.badge import Around
 from gpusched_ipy.frontend import FrontEnd, Message
-from gpusched_ipy.job import Job, JobState
+from gpusched_ipy.job import FINAL, Job, JobState
+from gpusched_ipy.paced import PacedStarts
 from gpusched_ipy.runners.cell import Cell, CellRunner, Phase
 from gpusched_ipy.store import Store
 from gpusched_ipy.transcript import Recorder
@@ -47,6 +49,14 @@ class _Shown:
     erased: bool = False  # the cell has cleared its outputs, the badge with them
 
 
+@dataclass(slots=True)
+class _Sweep:
+    display_id: str
+    around: Around
+    data: dict[str, str]
+    parent: Message
+
+
 class Board:
     """The badges and transcripts of one kernel.
 
@@ -75,8 +85,10 @@ class Board:
         self._labels = labels
         self._pinned = pinned
         self._look_after = look_after
+        self.starts: PacedStarts | None = None  # when jobs are expected to start
         self._mutex = threading.Lock()
         self._shown: dict[str, _Shown] = {}
+        self._sweeps: dict[str, _Sweep] = {}
         self._recording: dict[str, Cell] = {}
 
     def put_up(self, cell: Badged, job: Job, around: Around) -> None:
@@ -87,11 +99,35 @@ class Board:
             self._shown[cell.uid] = shown
         self._front.display(data, shown.display_id, cell.parent)
 
+    def put_up_sweep(self, array: str, parent: Message, around: Around) -> None:
+        """Show the one badge of a sweep, under the cell that queued it."""
+        found = self._store.array_states([array])
+        if array not in found:
+            return
+        data = badge.sweep_bundle(found[array], around)
+        shown = _Sweep(f"gpusched-{array}-{uuid.uuid4().hex[:8]}", around, data, parent)
+        with self._mutex:
+            self._sweeps[array] = shown
+        self._front.display(data, shown.display_id, parent)
+
+    def _refresh_sweeps(self) -> None:
+        with self._mutex:
+            sweeps = dict(self._sweeps)
+        for array, state in self._store.array_states(sweeps).items():
+            shown = sweeps[array]
+            data = badge.sweep_bundle(state, shown.around)
+            if data != shown.data:
+                shown.data = data
+                self._front.display(data, shown.display_id, shown.parent, update=True)
+            if state.ended:
+                with self._mutex:
+                    self._sweeps.pop(array, None)
+
     def record(self, cell: Cell) -> None:
         """Keep what the cell shows from now on."""
         path = self._store.state.transcript(cell.uid)
         cell.recorder = Recorder(path, self.log_cap)
-        self._recording[cell.msg_id] = cell
+        self._recording[cell.uid] = cell
 
     def refresh(self, cell: Badged, *, note: str | None = None, last: bool = True) -> None:
         """Bring the badge of a cell up to date, if it has one.
@@ -110,7 +146,12 @@ class Board:
             if brief and now - shown.at_mono < _REFRESH_S:
                 return
             pinned = self._pinned() if cell.bound else ()
-            around = replace(shown.around, gpus=self._labels(job.gpus), pinned=pinned)
+            around = replace(
+                shown.around,
+                gpus=self._labels(job.gpus),
+                pinned=pinned,
+                expected=self._expected(job),
+            )
             data = badge.bundle(job, around if note is None else replace(around, note=note))
             if data == shown.data and not (shown.erased and job.ended):
                 return
@@ -128,9 +169,9 @@ class Board:
 
     # -- what the courier tells
 
-    def heard(self, msg_id: str, kind: str, content: Mapping[str, Any]) -> None:
+    def heard(self, uid: str, kind: str, content: Mapping[str, Any]) -> None:
         """Record what a cell of ours shows."""
-        cell = self._recording.get(msg_id)
+        cell = self._recording.get(uid)
         if cell is None or cell.recorder is None:
             return
         if kind == "status":
@@ -144,24 +185,33 @@ class Board:
             self.erased(cell)
         cell.recorder.record(kind, content)
 
-    def replied(self, msg_id: str, content: Mapping[str, Any]) -> None:
+    def replied(self, uid: str, content: Mapping[str, Any]) -> None:
         """Take what a reply alone carries; send again what the kernel has dropped."""
         for item in content.get("payload") or []:
-            if item.get("source") == "page" and msg_id in self._recording:
+            if item.get("source") == "page" and uid in self._recording:
                 # `x?`: a front end shows this from the reply, which goes to us alone.
                 shown = {"data": item.get("data", {}), "metadata": {}, "transient": {}}
-                self._front.publish("display_data", shown, self._recording[msg_id].parent)
+                self._front.publish("display_data", shown, self._recording[uid].parent)
         cell = self._runner.active
-        if content.get("status") == "aborted" and cell is not None and cell.msg_id == msg_id:
+        if content.get("status") == "aborted" and cell is not None and cell.uid == uid:
             self._runner.give_back(cell, "its kernel dropped it after an error in another cell")
+
+    def _expected(self, job: Job) -> str | None:
+        if self.starts is None or job.state is not JobState.PENDING:
+            return None
+        return self.starts.text(job.id, self._store.clock.now())
 
     def pulse(self) -> float | None:
         """Refresh the badges, forget what is over."""
+        if self.starts is not None and self._shown:
+            self.starts.renew()
         # A cell without a number is being submitted at this moment.
         cells = [cell for cell in list(self._runner.cells.values()) if cell.job_id]
+        self._refresh_sweeps()
+        states = self._store.states(cell.job_id for cell in cells)
         for cell in cells:
             self.refresh(cell)
-            if cell.phase is Phase.WAITING and self._store.job(cell.job_id).ended:
+            if cell.phase is Phase.WAITING and states.get(cell.job_id) in FINAL:
                 cell.phase, cell.ended_mono = Phase.ENDED, time.monotonic()
             if cell.phase is Phase.ENDED and time.monotonic() - cell.ended_mono > _LATE_S:
                 self.forget(cell)
@@ -174,7 +224,6 @@ class Board:
     def forget(self, cell: Cell) -> None:
         """The cell is over, its late output too."""
         self._runner.cells.pop(cell.uid, None)
-        if self._recording.get(cell.msg_id) is cell:
-            del self._recording[cell.msg_id]
+        self._recording.pop(cell.uid, None)
         if cell.recorder is not None:
             cell.recorder.close()

@@ -35,12 +35,12 @@ _PROBES = 60  # so often the kernel is asked for a sign that we hear it
 class Listener(Protocol):
     """Who is told what the courier hears; always in its thread."""
 
-    def heard(self, msg_id: str, kind: str, content: Mapping[str, Any]) -> None:
-        """The kernel has shown something that belongs to a cell."""
+    def heard(self, uid: str, kind: str, content: Mapping[str, Any]) -> None:
+        """The kernel has shown something that belongs to the queued cell of that uid."""
         ...
 
-    def replied(self, msg_id: str, content: Mapping[str, Any]) -> None:
-        """A request that was sent has been answered."""
+    def replied(self, uid: str, content: Mapping[str, Any]) -> None:
+        """The request that was sent for that cell has been answered."""
         ...
 
     def pulse(self) -> float | None:
@@ -151,8 +151,8 @@ class Courier:
     def _receive(self, ready: Mapping[Any, int]) -> None:
         if self._shell in ready:
             for message in self._messages(self._shell):
-                msg_id = message["parent_header"].get("msg_id", "")
-                self._listener.replied(msg_id, message["content"])
+                uid = message["parent_header"].get(MARK, "")
+                self._listener.replied(uid, message["content"])
         if self._control in ready:
             for _ in self._messages(self._control):
                 pass  # the answer to a probe: that it was shown is what counts
@@ -178,7 +178,9 @@ class Courier:
             self.hearing.set()
             self._pulse_now()
             return
-        self._listener.heard(msg_id, message["header"]["msg_type"], message["content"])
+        uid = message["parent_header"].get(MARK)
+        if uid is not None:
+            self._listener.heard(uid, message["header"]["msg_type"], message["content"])
 
     def _keep_up(self) -> None:
         now = time.monotonic()
@@ -225,6 +227,7 @@ class Courier:
         session = self._client.session
         header = session.msg_header("execute_request")
         header |= {key: parent["header"][key] for key in ("msg_id", "session")}
+        header[MARK] = mark["uid"]  # several members of a sweep answer to one message id
         content = {
             "code": code,
             "silent": False,

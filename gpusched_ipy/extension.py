@@ -11,17 +11,16 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gpusched_ipy import cellsyntax
 from gpusched_ipy.cellwatch import CellWatch
-from gpusched_ipy.config import Settings
-from gpusched_ipy.errors import GpuSchedError, UserError
-from gpusched_ipy.frontend import MARK, FrontEnd
 
 if TYPE_CHECKING:
+    from gpusched_ipy.config import Settings
+    from gpusched_ipy.frontend import FrontEnd
     from gpusched_ipy.job import Job
     from gpusched_ipy.kernel import Asked, KernelSession
 
 _log = logging.getLogger(__name__)
+_MAGIC = "%%gpuqueue"  # every cell passes by here: nothing is loaded for those without it
 _PARKED = "_gpusched_parked"  # a session whose cells wait until the extension is loaded again
 
 
@@ -34,9 +33,9 @@ class Extension:
 
     def __init__(self, shell: Any, settings: Callable[[], Settings]) -> None:
         self.shell = shell
-        self.front = FrontEnd(shell)
         self.watch = CellWatch()
         self._settings = settings
+        self._front: FrontEnd | None = None
         self._session: KernelSession | None = None
         self._pid = os.getpid()
         self.magics: Any = None  # the object that the shell knows
@@ -78,6 +77,15 @@ class Extension:
             )
 
     @property
+    def front(self) -> FrontEnd:
+        """The IPython around us."""
+        if self._front is None:
+            from gpusched_ipy.frontend import FrontEnd
+
+            self._front = FrontEnd(self.shell)
+        return self._front
+
+    @property
     def session(self) -> KernelSession:
         """This kernel in the queue, opened when first used.
 
@@ -102,6 +110,11 @@ class Extension:
 
     def transform(self, lines: list[str]) -> list[str]:
         """Give IPython the body of a queued cell whose turn it is, or one that holds its place."""
+        if not any(line.startswith(_MAGIC) for line in lines):
+            return lines
+        from gpusched_ipy import cellsyntax
+        from gpusched_ipy.frontend import MARK
+
         found = cellsyntax.split(lines)
         if found is None:
             return lines
@@ -116,6 +129,9 @@ class Extension:
             return [f"get_ipython().run_cell_magic('gpuqueue', {line!r}, '\\n')\n"]
         if not self._holds_place(line):
             return lines  # the cell magic of that name queues it
+        if self._several(line):
+            # Its body is not this cell's: it runs once for each value, or not again.
+            return [f"get_ipython()._gpusched.run_several({line!r})\n"]
         gate = f"get_ipython()._gpusched.hold_place({line!r})"
         return cellsyntax.with_gate(self._body(lines, place), place, gate)
 
@@ -129,6 +145,8 @@ class Extension:
         Raises:
             UserError: it cannot be queued, or it was cancelled while it waited.
         """
+        from gpusched_ipy import cellsyntax
+
         sent = str(self.front.parent.get("content", {}).get("code", ""))
         lines = sent.splitlines(keepends=True)
         found = cellsyntax.split(lines)
@@ -136,16 +154,36 @@ class Extension:
         asked, _ = self._asked(line, body)
         self.session.hold_place(asked)
 
-    def defer(self, line: str, body: str) -> Job:
+    def run_several(self, line: str) -> None:
+        """What stands for a cell that holds its place and is a sweep, or has a key.
+
+        Raises:
+            UserError: it cannot be queued, or some of it has not completed.
+        """
+        from gpusched_ipy import cellsyntax
+
+        sent = str(self.front.parent.get("content", {}).get("code", ""))
+        lines = sent.splitlines(keepends=True)
+        found = cellsyntax.split(lines)
+        body = "".join(lines[found[0] + 1 :]) if found else ""
+        asked, _ = self._asked(line, body)
+        self.session.run_several(asked, line)
+
+    def defer(self, line: str, body: str) -> Job | None:
         """Queue the running cell to run later.
 
         Raises:
             UserError: it cannot be; nothing is queued.
             HelpShown: help was asked for, and has been printed.
         """
+        from gpusched_ipy.errors import UserError
+
         asked, wait = self._asked(line, body)
         if not body.strip():
             raise UserError("the cell is empty: write what is to run below %%gpuqueue")
+        if asked.fields.get("dry_run"):
+            self.session.preview(asked)
+            return None
         if asked.isolation is not None:
             return self.session.isolate(asked, line, wait=self._waits(wait))
         if wait or self._settings().wait or not self.front.can_defer:
@@ -153,6 +191,8 @@ class Extension:
                 "a cell that holds its place must begin with %%gpuqueue; here it stands inside "
                 "something else"
             )
+        if asked.fields.get("sweep") or asked.fields.get("key"):
+            return self.session.defer_several(asked, line)
         return self.session.defer(asked, line)
 
     def _asked(self, line: str, body: str) -> tuple[Asked, bool]:
@@ -168,18 +208,29 @@ class Extension:
 
     def _holds_place(self, line: str) -> bool:
         """Whether a cell waits where it stands; a line that cannot be read is left to the magic."""
+        from gpusched_ipy.errors import UserError
         from gpusched_ipy.lines import split_line
 
         try:
             words = split_line(self.shell.var_expand(line))
             known = "--help" not in words and "-h" not in words
             # One that runs elsewhere needs no gate: its magic waits for it.
-            held = "--isolate" not in words and self._waits("--wait" in words)
+            elsewhere = "--isolate" in words or "--dry-run" in words
+            held = not elsewhere and self._waits("--wait" in words)
         except UserError:
             return False
         return known and held
 
+    def _several(self, line: str) -> bool:
+        """Whether the cell may run more or fewer times than once."""
+        from gpusched_ipy.lines import split_line
+
+        words = split_line(self.shell.var_expand(line))
+        return any(word.partition("=")[0] in ("--sweep", "--key") for word in words)
+
     def _body(self, lines: list[str], place: int) -> list[str]:
+        from gpusched_ipy import cellsyntax
+
         manager = self.shell.input_transformer_manager
         others = [item for item in manager.cleanup_transforms if item != self.transform]
         return cellsyntax.body_of(lines, place, [*others, *manager.line_transforms])
@@ -192,6 +243,7 @@ class Extension:
         @context_matcher(identifier="gpusched_ipy")
         def matcher(context: Any) -> Any:
             from gpusched_ipy.completion import answer, candidates
+            from gpusched_ipy.errors import UserError
 
             line = context.line_with_cursor[: len(context.text_until_cursor.rpartition("\n")[2])]
             try:
@@ -207,6 +259,8 @@ class Extension:
     def _at_exit(self) -> None:
         # A forked child that ends in the ordinary way must not leave in its parent's name.
         if self._session is not None and self._pid == os.getpid():
+            from gpusched_ipy.errors import GpuSchedError
+
             try:
                 self._session.close()
             except GpuSchedError as exc:

@@ -9,6 +9,8 @@ from gpusched_ipy.job import ACTIVE, ArrayState, ExpectedStart, Job, JobState
 from gpusched_ipy.text import UNKNOWN, clean, format_duration
 from gpusched_ipy.view import NAME_LIMIT, REASON_LIMIT, JobRow, job_rows
 
+_PLURAL = {"has": "have", "is": "are", "waits": "wait"}
+_MANY = 3  # more jobs than this are told in one line
 # In this order a summary counts the members.
 _ORDER = (
     JobState.RUNNING,
@@ -60,6 +62,25 @@ def counts(array: ArrayState) -> str:
         if count:
             parts.append(f"{count} {state}{held}")
     return ", ".join(parts)
+
+
+def ranges(ids: Iterable[int]) -> str:
+    """Numbers for people: ``12-16, 20``."""
+    found: list[list[int]] = []
+    for number in sorted(ids):
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in found)
+
+
+def told(what: str, ids: Sequence[int]) -> list[str]:
+    """What has happened to jobs, in a line each; one line for many."""
+    if len(ids) > _MANY:
+        first, _, rest = what.partition(" ")
+        return [f"jobs {ranges(ids)} {_PLURAL.get(first, first)} {rest}".rstrip()]
+    return [f"job {number} {what}" for number in ids]
 
 
 def _row(

@@ -59,7 +59,11 @@ class Lending:
         shell = self._front.shell
         if shell.execution_count == self._number:
             shell.execution_count += 1  # the history takes each number once
-        marked = {**cell.parent, "metadata": {**cell.parent.get("metadata", {}), MARK: cell.mark}}
+        marked = {
+            **cell.parent,
+            "header": {**cell.parent["header"], MARK: cell.uid},
+            "metadata": {**cell.parent.get("metadata", {}), MARK: cell.mark},
+        }
         with self._front.speaking_as(marked):
             shell.run_cell(cell.code, store_history=True)
 

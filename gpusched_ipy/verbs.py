@@ -13,6 +13,7 @@ from gpusched_ipy.agent import ask_to_leave, run_foreground, running_agent
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Settings
 from gpusched_ipy.errors import UserError
+from gpusched_ipy.folding import told
 from gpusched_ipy.job import Job, JobState
 from gpusched_ipy.look import damage, job_record, job_records, job_table
 from gpusched_ipy.options import job_fields
@@ -175,10 +176,15 @@ def _cancel(terminal: Terminal) -> int:
     queue = terminal.queue
     ended = {job_id for job_id in queue.resolve(terminal.asked.ids) if queue.show(job_id).ended}
     status = DONE
-    for job in queue.cancel(*terminal.asked.ids):
-        if job.id not in ended:
-            print(f"job {job.id} {'cancelled' if job.ended else 'is being ended'}")
-        elif job.state is not JobState.CANCELLED:
+    jobs = queue.cancel(*terminal.asked.ids)
+    new = [job for job in jobs if job.id not in ended]
+    _tell("cancelled", [job for job in new if job.ended])
+    _tell("is being ended", [job for job in new if not job.ended])
+    named = {part.strip() for asked in terminal.asked.ids for part in asked.split(",")}
+    for job in jobs:
+        # Of a sweep those are meant that are not over yet.
+        meant = str(job.id) in named or not new
+        if job.id in ended and job.state is not JobState.CANCELLED and meant:
             note(f"job {job.id} is over already ({job.state})")
             status = FAILED
     return status
@@ -208,8 +214,8 @@ def _top(terminal: Terminal) -> int:
 
 
 def _tell(what: str, jobs: list[Job]) -> int:
-    for job in jobs:
-        print(f"job {job.id} {what}")
+    for line in told(what, [job.id for job in jobs]):
+        print(line)
     return DONE
 
 
@@ -234,6 +240,7 @@ def _wait(terminal: Terminal) -> int:
     bad = [job for job in jobs if job.state is not JobState.COMPLETED]
     for job in bad:
         note(how_it_ended(job))
+    ring_here(terminal.settings.notify)
     return exit_status(bad[0]) if bad else DONE
 
 

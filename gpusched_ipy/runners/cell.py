@@ -51,6 +51,7 @@ class Cell:
     code: str  # the cell as it stands in the notebook
     in_place: bool = False  # it holds the main thread while it waits
     cell_id: str | None = None
+    array: str | None = None  # the sweep that it is a member of; those share one badge
     job_id: int = 0
     phase: Phase = Phase.WAITING
     claim: Claim | None = None
