@@ -6,13 +6,11 @@ public name below is loaded when it is first used.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from gpusched_ipy._version import __version__
 
 # Public name -> the module that holds it.
 _HOMES: dict[str, str] = {
+    "__version__": "gpusched_ipy._version",
     "GpuAllocation": "gpusched_ipy.allocation",
     "gpuqueue": "gpusched_ipy.allocation",
     "Queue": "gpusched_ipy.api",
@@ -33,11 +31,12 @@ _HOMES: dict[str, str] = {
     "Snapshot": "gpusched_ipy.snapshot",
 }
 
-__all__ = ["__version__", "load_ipython_extension", "unload_ipython_extension", *_HOMES]
+__all__ = ["load_ipython_extension", "unload_ipython_extension", *_HOMES]
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from gpusched_ipy._version import __version__ as __version__
     from gpusched_ipy.allocation import GpuAllocation as GpuAllocation
     from gpusched_ipy.allocation import gpuqueue as gpuqueue
     from gpusched_ipy.api import Queue as Queue
@@ -76,6 +75,8 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     return getattr(import_module(home), name)
 
 

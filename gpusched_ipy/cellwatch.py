@@ -6,19 +6,21 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from typing import Protocol
 
-class Watcher(Protocol):
-    """Who wants to hear of cells; called on the main thread."""
+    class Watcher(Protocol):
+        """Who wants to hear of cells; called on the main thread."""
 
-    def cell_begins(self, depth: int) -> None:
-        """A cell is about to run; ``depth`` counts it."""
-        ...
+        def cell_begins(self, depth: int) -> None:
+            """A cell is about to run; ``depth`` counts it."""
+            ...
 
-    def cell_ended(self, result: Any, depth: int) -> None:
-        """A cell has run (``result`` is None: it was cancelled); ``depth`` counts it no more."""
-        ...
+        def cell_ended(self, result: Any, depth: int) -> None:
+            """A cell has run; ``result`` is None where it was cancelled, ``depth`` without it."""
+            ...
 
 
 class CellWatch:

@@ -1,57 +1,24 @@
 """``%%gpuqueue``, ``%gpurun``, ``%gpuq``, ``%gpus``, ``%gpupanel``, ``%gpuplot``, ``%gpufree``.
 
 Thin: each parses its line and hands over. Loading them imports nothing heavy; what a magic needs is
-imported when it is first used. Every setting is a trait: ``%config GpuQueue.panel_hz = 2``.
+imported when it is first used, the settings (``%config GpuQueue.panel_hz = 2``) as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
-from traitlets import TraitError, TraitType, observe
 
-from gpusched_ipy.config import Settings
-from gpusched_ipy.errors import UserError
 from gpusched_ipy.extension import Extension
 
+if TYPE_CHECKING:
+    from gpusched_ipy import traits
+    from gpusched_ipy.config import Settings
+
 _STATE = "_gpusched"
-
-
-class SettingTrait(TraitType[Any, Any]):
-    """One setting; None: not set here, so that environment, file and default speak."""
-
-    default_value = None
-    allow_none = True
-
-    def __init__(self, setting: str, **kwargs: Any) -> None:
-        super().__init__(default_value=None, allow_none=True, **kwargs)
-        self.setting = setting
-
-    def validate(self, obj: Any, value: Any) -> Any:
-        """Refuse what the setting does not take."""
-        try:
-            Settings.parse(self.setting, value)
-        except UserError as exc:
-            raise TraitError(str(exc)) from None
-        return value
-
-    def from_string(self, text: str) -> Any:
-        """A value of the command line: settings parse text themselves."""
-        return None if text == "None" else text
-
-
-def _traits() -> dict[str, SettingTrait]:
-    return {
-        item.name: SettingTrait(
-            item.name, help=f"{item.metadata['doc']} (default: {item.metadata['shown']})"
-        ).tag(config=True)
-        for item in fields(Settings)
-        if "parse" in item.metadata
-    }
 
 
 def _quiet_help(magic: Any) -> Any:
@@ -71,13 +38,23 @@ def _quiet_help(magic: Any) -> Any:
 
 @magics_class
 class GpuQueue(Magics):
-    """The magics of the GPU queue."""
+    """The magics of the GPU queue.
 
-    vars().update(_traits())
+    What ``%config`` asks of it is answered by :class:`gpusched_ipy.traits.GpuQueue`, made when it
+    is first needed: 30 settings take longer to load than all the rest.
+    """
 
-    def __init__(self, shell: Any, **kwargs: Any) -> None:
+    def __init__(self, shell: Any) -> None:
         self.extension = Extension(shell, self.settings)
-        super().__init__(shell=shell, **kwargs)
+        self._given: traits.GpuQueue | None = None
+        super().__init__(shell=shell)
+
+    @property
+    def given(self) -> traits.GpuQueue:
+        """The settings as this shell has them."""
+        if self._given is None:
+            self._given = _traits_class()(self.shell, self._changed)
+        return self._given
 
     def settings(self) -> Settings:
         """The settings in force now.
@@ -85,14 +62,26 @@ class GpuQueue(Magics):
         Raises:
             UserError: one in the environment or in the file cannot be used.
         """
-        given = {name: getattr(self, name) for name in Settings.names()}
-        return Settings.load({name: value for name, value in given.items() if value is not None})
+        return self.given.settings()
 
-    @observe(*Settings.names())
-    def _reconfigure(self, change: Any) -> None:
-        # The values that the class is made with come before its shell knows it.
+    def _changed(self) -> None:
         if getattr(self.shell, _STATE, None) is self.extension:
             self.extension.reconfigure()
+
+    @classmethod
+    def class_traits(cls, **metadata: Any) -> Any:
+        """The settings, for ``%config``."""
+        return _traits_class().class_traits(**metadata)
+
+    @classmethod
+    def class_get_help(cls, inst: Any = None) -> str:
+        """What ``%config GpuQueue`` shows."""
+        return _traits_class().class_get_help(None if inst is None else inst.given)
+
+    def update_config(self, config: Any) -> None:
+        """What ``%config`` does to every configurable, whichever is meant."""
+        if type(self).__name__ in config:
+            self.given.update_config(config)
 
     @property
     def _notebook(self) -> Any:
@@ -175,7 +164,9 @@ def load(shell: Any) -> None:
     """Register the magics in ``shell``; loading twice changes nothing."""
     if getattr(shell, _STATE, None) is not None:
         return
-    magics = _configured(shell)
+    magics = GpuQueue(shell)
+    if shell.config.get(GpuQueue.__name__):
+        _ = magics.given  # says at once what is wrong there
     shell.register_magics(magics)
     setattr(shell, _STATE, magics.extension)
     magics.extension.magics = magics
@@ -199,19 +190,10 @@ def unload(shell: Any) -> None:
     delattr(shell, _STATE)
 
 
-def _configured(shell: Any) -> GpuQueue:
-    """The magics with the shell's configuration; a bad value there is dropped, and said.
+def _traits_class() -> type[traits.GpuQueue]:
+    from gpusched_ipy.traits import GpuQueue as Traits
 
-    A value that ``%config`` has refused stays in the shell's configuration all the same.
-    """
-    section = shell.config.get(GpuQueue.__name__, {})
-    for name in list(section):
-        try:
-            Settings.parse(name, section[name])
-        except UserError as exc:
-            del section[name]
-            print(f"gpuqueue: {exc}; it is passed over")
-    return GpuQueue(shell, parent=shell)
+    return Traits
 
 
 def _close_panels() -> None:
