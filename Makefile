@@ -30,6 +30,7 @@ lint: $(VENV)/.dev
 
 notebooks: $(VENV)/.dev $(VENV)/.torch
 	$(BIN)/python scripts/run_notebook.py --save notebooks/tour.ipynb
+	$(BIN)/python scripts/run_notebook.py --save notebooks/isolated.ipynb
 	$(BIN)/python scripts/run_notebook.py --save notebooks/train_torch.ipynb
 
 nbval: $(VENV)/.dev $(VENV)/.torch

@@ -75,7 +75,8 @@ class JobHandle(Generic[T]):
         return job
 
     def result(self, timeout: float | None = None) -> T:
-        """What the function has returned; of a command its exit status, which is 0.
+        """What the function has returned; of a command its exit status, which is 0; of an isolated
+        cell its outputs by name.
 
         Raises:
             TimeoutError: it has not ended within ``timeout`` seconds.
@@ -371,10 +372,11 @@ def result_of(queue: Queue, job: Job) -> Any:
 
 
 def outcome_of(queue: Queue, job: Job) -> Outcome:
-    """What came of an ended job: of a function its value, of a command its exit status."""
+    """What came of an ended job: of a function its value, of a command its exit status, of an
+    isolated cell its outputs by name."""
     if job.state not in (JobState.COMPLETED, JobState.FAILED):
         return Outcome(error=_failed(job))
-    if job.kind is not JobKind.CALLABLE:
+    if job.kind not in (JobKind.CALLABLE, JobKind.ISOLATED):
         done = job.state is JobState.COMPLETED
         return Outcome(job.exit_code) if done else Outcome(error=_failed(job))
     try:

@@ -88,6 +88,8 @@ def test_it_takes_variables_along_and_brings_them_back(shared: Kernel, store: St
         "total, seen[0] != os.getpid(), seen[1], len(points), type(points[2]) is Point"
     )
     assert got.results == ["(6, True, 'GPU-fake-0', 3, True)"]
+    handle = f"from gpusched_ipy import JobHandle, Queue\nJobHandle(Queue(), {cell.job})"
+    assert shared.run(f"{handle}.result()['total']").results == ["6"]
     job = job_of(store, cell)
     assert (job.kind, job.state, job.spec.home) == ("isolated", "completed", None)
     # Its process is gone, and with it all its memory.
@@ -279,7 +281,7 @@ def test_a_cancel_ends_its_process_and_the_cell_says_so(
     wait_until(pid_file.exists, PATIENCE_S)
     pid = int(pid_file.read_text())
     shared.run("%gpuq cancel endless")
-    ended(shared, cell, "cancelled")
+    ended(shared, cell, "⊘ cancelled")
     assert not Path(f"/proc/{pid}").exists()
     assert job_of(store, cell).state is JobState.CANCELLED
 
@@ -295,7 +297,7 @@ def test_run_again_the_cell_replaces_what_it_has_queued(shared: Kernel, store: S
         first = send(shared, "--out value", "value = 1", cell_id="abc")
         second = send(shared, "--out value", "value = 2", cell_id="abc")
         assert f"replaces #{first.job}" in second.badges[0]
-        ended(shared, first, "cancelled")
+        ended(shared, first, "⊘ cancelled")
     finally:
         shared.fake.free()
     ended(shared, second, "value is here")
@@ -332,6 +334,8 @@ def test_it_outlives_its_notebook_and_the_next_one_fetches(tmp_path: Path) -> No
     body = (
         f"{until(flag)}print('begun')\nwait()\nprint('ended alone')\nfound = {{'weights': [1, 2]}}"
     )
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
     with started(tmp_path / "first") as first:
         environment = {
             name: first.environment[name] for name in ("GPUSCHED_STATE_DIR", "GPUSCHED_FAKE")
