@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from gpusched_ipy import policy, sweep
+from gpusched_ipy import backlog, policy, sweep
 from gpusched_ipy.config import Clock, Settings
-from gpusched_ipy.job import Job, JobSpec, JobState, Member, WaitCode, WaitReason
+from gpusched_ipy.job import ExpectedStart, Job, JobSpec, JobState, Member, WaitCode, WaitReason
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.outlook import Outlook
+from gpusched_ipy.policy.forecast import forecast
 from gpusched_ipy.records import iso
 from gpusched_ipy.rows import key_of
 from gpusched_ipy.snapshot import Snapshot
@@ -114,6 +114,24 @@ class _Onlooker(Outlook):
             members[self._home] = replace(members[self._home], busy=False)
         return members
 
+    def expected(self, snapshot: Snapshot) -> Mapping[int, ExpectedStart]:
+        """When the pending jobs are expected to start, where that can be said."""
+        now, jobs = self._clock.now(), self.open.jobs
+        known = self._known()
+        known["ended"] = self.open.states_of_dependencies()
+        known["drained"] = self._store.drained is not None
+        known["worst_backlog_s"] = backlog.worst_s(self._store, now.wall)
+        return forecast(
+            self.open.line,
+            {job.id: job for job in self.open.active},
+            snapshot,
+            self._learned.with_ends(self.open.allocations(), jobs, now.mono),
+            self._settings,
+            now,
+            self._learned.within_walltime,
+            **known,
+        )
+
 
 def preview(
     specs: Sequence[JobSpec], store: Store, monitor: Monitor, settings: Settings, clock: Clock
@@ -142,8 +160,9 @@ def preview(
         )
         onlooker.open.put(job)
     snapshot, decision = _decided(onlooker, asked, settings)
+    starts = onlooker.expected(snapshot)
     found = {
-        spec.uid: _expected(number, spec, decision, snapshot, clock)
+        spec.uid: _expected(number, spec, decision, snapshot, starts.get(number), now.wall)
         for number, spec in asked.items()
     }
     jobs = tuple(
@@ -174,23 +193,24 @@ def _decided(
 
 
 def _expected(
-    number: int, spec: JobSpec, decision: policy.Decision, snapshot: Snapshot, clock: Clock
+    number: int,
+    spec: JobSpec,
+    decision: policy.Decision,
+    snapshot: Snapshot,
+    forecasted: ExpectedStart | None,
+    wall: float,
 ) -> Expected:
     start = next((one for one in decision.starts if one.job_id == number), None)
-    now = clock.now()
     if start is not None:
         labels = []
         for uuid in start.gpus:
             gpu = snapshot.gpu(uuid)
             known = gpu is not None and gpu.index is not None
             labels.append(f"GPU {gpu.index} ({clean(gpu.name)})" if gpu and known else uuid)
-        return Expected(spec=spec, gpus=start.gpus, labels=tuple(labels), start_at=now.wall)
+        return Expected(spec=spec, gpus=start.gpus, labels=tuple(labels), start_at=wall)
     reason = decision.reasons.get(number)
-    kept = next((one for one in decision.reservations if one.job_id == number), None)
-    at = None
-    if kept is not None and kept.at_mono is not None and math.isfinite(kept.at_mono):
-        at = now.wall + max(0.0, kept.at_mono - now.mono)
-    elif reason is not None and reason.code is WaitCode.BEGIN_TIME:
+    at = None if forecasted is None else forecasted.at
+    if at is None and reason is not None and reason.code is WaitCode.BEGIN_TIME:
         at = spec.request.begin_at
     return Expected(spec=spec, reason=reason, start_at=at)
 
