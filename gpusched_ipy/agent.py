@@ -21,6 +21,7 @@ from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import JobKind
 from gpusched_ipy.locks import FileLock, Membership, alive_pid, is_member
 from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.notify import notifier
 from gpusched_ipy.process import signal_if, survive_signals
 from gpusched_ipy.retention import now_and_then
 from gpusched_ipy.runners.command import CommandRunner
@@ -61,9 +62,12 @@ class Agent:
         runner.scheduler = scheduler
         scheduler.start()
         runner.park()
+        telling = notifier(store, self._settings.notify)
         try:
             self._until_idle(store, scheduler)
         finally:
+            if telling is not None:
+                telling.stop()
             scheduler.stop()
             runner.close()
             monitor.stop()

@@ -6,6 +6,7 @@ together; what any of them does stands in its own module.
 
 from __future__ import annotations
 
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,9 @@ from gpusched_ipy.lending import Lending
 from gpusched_ipy.locks import Membership
 from gpusched_ipy.lostcells import LostCells
 from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.notify import Notifier, notifier
 from gpusched_ipy.options import Isolation
+from gpusched_ipy.paced import PacedStarts
 from gpusched_ipy.pin import Pin
 from gpusched_ipy.place import Place
 from gpusched_ipy.records import how_it_stands
@@ -49,6 +52,8 @@ from gpusched_ipy.submission import Submission
 
 _TRIES = ("retries", "requeue", "retry_oom")
 _READING_S = 1.0  # how long a reading may take that only names GPUs
+_FORECAST_S = 30.0  # each new forecast of a badge changes the notebook
+_HEARING_S = 1.0  # a cell that holds its place waits no longer for its transcript
 _BUSY_S = 0.1  # shorter cells are not worth a line in the record
 
 
@@ -98,9 +103,12 @@ class KernelSession:
         self.isolated = Isolated(
             front, self.board, lambda: self.queue, lambda: self.watch.depth == 0, self.changed
         )
+        self._telling: Notifier | None = None
         self._release = Release(front, self.store, self.membership.key, self._at_rest)
         self._lending = Lending(front, self.runner, self.board.record)
-        self._place = Place(front, self.store, self.runner, self.board, self.labels)
+        self._place = Place(
+            front, self.store, self.runner, self.board, self.labels, self._record_in_place
+        )
         self._lost = LostCells(front, self.store, self.runner, self.membership.key)
         self._start(settings)
         self._lost.offer(time.time())
@@ -118,7 +126,10 @@ class KernelSession:
             own_python=True,
         )
         self.board.log_cap = settings.log_cap
+        self.board.starts = PacedStarts(self.queue, self.monitor, _FORECAST_S)
         self._after.configure(settings, self.monitor, self._outside)
+        terminal = None if self.front.kernel is not None else sys.__stderr__
+        self._telling = notifier(self.store, settings.notify, terminal=terminal)
         if settings.release_caches != "never":
             self._release.start()
         self.watch.watcher = self
@@ -142,6 +153,9 @@ class KernelSession:
         """Stop all threads; cells that wait go on waiting until :meth:`unpark`."""
         self.watch.watcher = None
         self._release.stop()
+        telling, self._telling = self._telling, None
+        if telling is not None:
+            telling.stop()
         self.isolated.pause()
         courier, self._courier = self._courier, None
         if courier is not None:
@@ -448,8 +462,14 @@ class KernelSession:
             cell_id=self.front.cell_id,
             in_place=True,
         )
+        self._hear()
         job = self._submit(cell, asked)
         self._place.hold(cell, job, self.watch.depth, partial(self._replace, cell))
+
+    def _record_in_place(self, cell: Cell) -> None:
+        """As for a deferred cell, where there is a kernel whose output can be heard."""
+        if self._courier is not None and self._courier.hearing.wait(_HEARING_S):
+            self.board.record(cell)
 
     # -- waiting for jobs in a cell
 

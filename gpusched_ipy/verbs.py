@@ -16,6 +16,7 @@ from gpusched_ipy.errors import UserError
 from gpusched_ipy.folding import told
 from gpusched_ipy.job import Job, JobState
 from gpusched_ipy.look import damage, job_record, job_records, job_table
+from gpusched_ipy.notify import ring_here
 from gpusched_ipy.options import job_fields
 from gpusched_ipy.terminal import DONE, FAILED, LogWriter, note, show_table
 from gpusched_ipy.view import JOB_COLUMNS, clean
@@ -69,8 +70,8 @@ def _submit(terminal: Terminal) -> int:
     else:
         for job in done.jobs:
             print(job.id)
-    if done.note:
-        note(done.note)
+    for remark in filter(None, (done.note, done.caution)):
+        note(remark)
     if queue.drained and done.queued:
         which = f"job {done.queued[0].id} waits" if len(done.queued) == 1 else "the jobs wait"
         note(f"{which}: the queue is drained; `gpusched resume` starts jobs again")
