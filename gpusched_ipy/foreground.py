@@ -17,7 +17,7 @@ from contextlib import ExitStack, suppress
 from types import FrameType
 from typing import Any
 
-from gpusched_ipy import environment
+from gpusched_ipy import environment, secrecy
 from gpusched_ipy.api import Queue
 from gpusched_ipy.job import Job, JobKind, JobState
 from gpusched_ipy.locks import Membership
@@ -61,6 +61,8 @@ def run_here(
         job = queue.submit(
             argv, kind=JobKind.ALLOCATION, home=turn.key, shell=shell, cwd=cwd, **fields
         )
+        if caution := secrecy.warning(job.spec.argv or ()):
+            tell(caution)
         stack.callback(queue.cancel, job.id)  # whatever goes wrong here, nothing is left waiting
         signals = _Signals()
         stack.enter_context(signals)

@@ -10,6 +10,7 @@ import asyncio
 import os
 import sys
 import uuid
+import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -310,7 +311,12 @@ def submit(
         if args or kwargs:
             raise UserError("a command takes its arguments in its list; write them there")
         asked |= {"argv": work, "shell": shell}
-        return queue.preview(**asked) if dry_run else _handle(queue, queue.submit_all(**asked))
+        if dry_run:
+            return queue.preview(**asked)
+        done = queue.submit_all(**asked)
+        if done.caution is not None:
+            warnings.warn(done.caution, UserWarning, stacklevel=2)
+        return _handle(queue, done)
     if shell:
         raise UserError("shell=True is for commands; a function runs in Python")
     asked |= _call(queue, uuid.uuid4().hex)

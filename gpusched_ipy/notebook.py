@@ -59,6 +59,8 @@ class Notebook:
             "drain": self._drain,
             "resume": self._resume,
             "fetch": self._fetch,
+            "history": self._history,
+            "stats": self._stats,
             "requeue": self._requeue,
         }
         verbs[verb](asked)
@@ -171,6 +173,24 @@ class Notebook:
         self._queue.resume()
         print("resumed")
 
+    def _history(self, asked: Arguments) -> None:
+        from gpusched_ipy import ledger
+
+        if asked.json:
+            _print_json(ledger.history_json(self._queue, asked))
+            return
+        table = ledger.history_table(self._queue, asked)
+        self._table(table.columns, table.rows, table.caption, numeric=table.numeric)
+
+    def _stats(self, asked: Arguments) -> None:
+        from gpusched_ipy import ledger
+
+        if asked.json:
+            _print_json(ledger.stats_json(self._queue, asked, self._session.monitor))
+            return
+        table = ledger.stats_table(self._queue, asked, self._session.monitor)
+        self._table(table.columns, table.rows, table.caption, numeric=table.numeric)
+
     # -- the others
 
     def run(self, fields: dict[str, Any]) -> None:
@@ -179,8 +199,8 @@ class Notebook:
             print(self._queue.preview(**fields))
             return
         done = self._queue.submit_all(**fields)
-        if done.note is not None:
-            print(done.note)
+        for remark in filter(None, (done.note, done.caution)):
+            print(remark)
         if not done.queued:
             return
         job, count = done.queued[0], len(done.queued)

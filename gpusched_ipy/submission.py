@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gpusched_ipy import environment, sweep
+from gpusched_ipy import environment, secrecy, sweep
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import BOUND_KINDS, ArrayPlace, Job, JobKind, JobSpec, Request
 from gpusched_ipy.options import python_fields
@@ -79,6 +79,11 @@ class Submission:
         """The id of the sweep, the newest one where its members stand in several."""
         places = [job.spec.array for job in self.jobs]
         return places[-1].id if places[-1] is not None else None
+
+    @property
+    def caution(self) -> str | None:
+        """One line about what looks like a secret in the arguments; None where nothing does."""
+        return secrecy.warning(self.specs[0].argv or ()) if self.queued else None
 
     @property
     def note(self) -> str | None:

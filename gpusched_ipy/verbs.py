@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpusched_ipy.agent import ask_to_leave, run_foreground, running_agent
 from gpusched_ipy.api import Queue
@@ -20,6 +20,9 @@ from gpusched_ipy.notify import ring_here
 from gpusched_ipy.options import job_fields
 from gpusched_ipy.terminal import DONE, FAILED, LogWriter, note, show_table
 from gpusched_ipy.view import JOB_COLUMNS, clean
+
+if TYPE_CHECKING:
+    from gpusched_ipy.ledger import Table
 
 
 class Terminal:
@@ -117,8 +120,27 @@ def _list(terminal: Terminal) -> int:
 
 
 def _history(terminal: Terminal) -> int:
-    ended = [job for job in terminal.queue.list(all=True) if job.ended]
-    return _show_jobs(terminal, ended[-terminal.asked.limit :])
+    from gpusched_ipy import ledger
+
+    if terminal.asked.json:
+        _print_json(ledger.history_json(terminal.queue, terminal.asked))
+        return DONE
+    return _show_ledger(ledger.history_table(terminal.queue, terminal.asked))
+
+
+def _stats(terminal: Terminal) -> int:
+    from gpusched_ipy import ledger
+
+    if terminal.asked.json:
+        _print_json(ledger.stats_json(terminal.queue, terminal.asked))
+        return DONE
+    return _show_ledger(ledger.stats_table(terminal.queue, terminal.asked))
+
+
+def _show_ledger(table: Table) -> int:
+    show_table(table.columns, table.rows)
+    note(table.caption)
+    return DONE
 
 
 def _show_jobs(terminal: Terminal, jobs: list[Job], *, fold: bool = False) -> int:
@@ -328,6 +350,7 @@ _VERBS: dict[str, Callable[[Terminal], int]] = {
     "drain": _drain,
     "resume": _resume,
     "history": _history,
+    "stats": _stats,
     "gpus": _gpus,
     "watch": _watch,
     "engines": _engines,
