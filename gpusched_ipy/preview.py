@@ -5,20 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
 from gpusched_ipy import backlog, policy, sweep
-from gpusched_ipy.config import Clock, Settings
+from gpusched_ipy.config import Clock, Instant, Settings
 from gpusched_ipy.job import ExpectedStart, Job, JobSpec, JobState, Member, WaitCode, WaitReason
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.outlook import Outlook
 from gpusched_ipy.policy.forecast import forecast
-from gpusched_ipy.records import iso
+from gpusched_ipy.records import expected_text, iso
 from gpusched_ipy.rows import key_of
 from gpusched_ipy.snapshot import Snapshot
 from gpusched_ipy.store import Store
-from gpusched_ipy.text import clean, format_duration
+from gpusched_ipy.text import clean
 
 _LINES = 20  # of the members of a sweep
 _REASON_LIMIT = 200
@@ -32,7 +31,7 @@ class Expected:
     gpus: tuple[str, ...] = ()  # UUIDs on which it would start at once
     labels: tuple[str, ...] = ()  # what people call them
     reason: WaitReason | None = None  # why it would wait
-    start_at: float | None = None  # wall clock, s; None: not known
+    start: ExpectedStart | None = None  # when it would start; None: not known
     stands: Job | None = None  # the job that its key stands for: it would not be queued
 
     @property
@@ -51,18 +50,20 @@ class Expected:
             "gpus": list(self.gpus),
             "reason": None if self.reason is None else self.reason.text,
             "reason_code": None if self.reason is None else str(self.reason.code),
-            "expected_start": iso(self.start_at),
+            "expected_start": None if self.start is None else iso(self.start.at),
+            "expected_start_range": self.start and [iso(self.start.low), iso(self.start.high)],
             "job": None if self.stands is None else self.stands.id,
         }
 
-    def line(self, wall: float) -> str:
+    def line(self, now: Instant) -> str:
         """For people."""
         if self.stands is not None:
             return f"would not be queued: job {self.stands.id} stands ({self.stands.state})"
         if self.starts:
             return f"would start now on {', '.join(self.labels)}"
         why = clean(self.reason.text, _REASON_LIMIT) if self.reason else "others are ahead"
-        return f"would wait: {why}; {_when(self.start_at, wall)}"
+        when = expected_text(self.start, now) if self.start else "at a time that is not known"
+        return f"would wait: {why}; starts {when}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ class Preview:
     """What would become of everything that was asked for."""
 
     jobs: tuple[Expected, ...]
-    wall: float  # when it was worked out, s
+    now: Instant  # when it was worked out
 
     def record(self) -> list[dict[str, Any]]:
         """For other programs: one object a job."""
@@ -80,7 +81,7 @@ class Preview:
         """For people."""
         first = self.jobs[0]
         if len(self.jobs) == 1 and not first.spec.sweep:
-            return [f"{clean(first.spec.name, 60)} {first.line(self.wall)}; nothing is queued"]
+            return [f"{clean(first.spec.name, 60)} {first.line(self.now)}; nothing is queued"]
         starts = sum(one.starts for one in self.jobs)
         stand = sum(one.stands is not None for one in self.jobs)
         rest = len(self.jobs) - starts - stand
@@ -88,7 +89,7 @@ class Preview:
         counts += [f"{stand} stand already"] if stand else []
         head = f"{clean(first.spec.name, 60)}: a sweep of {len(self.jobs)} jobs"
         shown = [
-            f"  {clean(sweep.label(one.spec.sweep), 80)}: {one.line(self.wall)}"
+            f"  {clean(sweep.label(one.spec.sweep), 80)}: {one.line(self.now)}"
             for one in self.jobs[:_LINES]
         ]
         more = len(self.jobs) - len(shown)
@@ -169,7 +170,7 @@ def preview(
         Expected(spec=spec, stands=stand[spec.uid]) if spec.uid in stand else found[spec.uid]
         for spec in specs
     )
-    return Preview(jobs=jobs, wall=now.wall)
+    return Preview(jobs=jobs, now=now)
 
 
 def _standing(store: Store, spec: JobSpec) -> Job | None:
@@ -207,16 +208,13 @@ def _expected(
             gpu = snapshot.gpu(uuid)
             known = gpu is not None and gpu.index is not None
             labels.append(f"GPU {gpu.index} ({clean(gpu.name)})" if gpu and known else uuid)
-        return Expected(spec=spec, gpus=start.gpus, labels=tuple(labels), start_at=wall)
+        return Expected(spec=spec, gpus=start.gpus, labels=tuple(labels), start=_at(wall))
     reason = decision.reasons.get(number)
-    at = None if forecasted is None else forecasted.at
-    if at is None and reason is not None and reason.code is WaitCode.BEGIN_TIME:
-        at = spec.request.begin_at
-    return Expected(spec=spec, reason=reason, start_at=at)
+    begins = reason is not None and reason.code is WaitCode.BEGIN_TIME
+    if forecasted is None and begins and spec.request.begin_at is not None:
+        forecasted = _at(spec.request.begin_at)
+    return Expected(spec=spec, reason=reason, start=forecasted)
 
 
-def _when(at: float | None, wall: float) -> str:
-    if at is None:
-        return "when it starts is not known"
-    clock = datetime.fromtimestamp(at).astimezone().strftime("%H:%M:%S")
-    return f"expected start {clock}, in {format_duration(at - wall)}"
+def _at(wall: float) -> ExpectedStart:
+    return ExpectedStart(at=wall, low=wall, high=wall)
