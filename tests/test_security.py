@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -366,6 +367,15 @@ def test_nothing_in_the_working_directory_is_run_or_read(
     job = queue.submit(["true"])
     (end,) = queue.wait(job.id, timeout=30)
     assert (end.state, end.error) == (JobState.COMPLETED, None)
+    # Every backend looks for its tools, and a reading runs those that it finds.
+    for tool in ("nvidia-smi", "xpu-smi", "macmon", "ioreg", "sudo", "sysctl"):
+        shutil.copy(trap / "true", trap / tool)
+    monkeypatch.delenv("PYTHONPATH")
+    looked = subprocess.run(
+        [PYTHON, "-P", "-m", "gpusched_ipy", "doctor"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "nvidia-smi" in looked.stdout
     assert not (tmp_path / "owned").exists()
 
 

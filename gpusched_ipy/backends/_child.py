@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -193,6 +194,17 @@ def one_line(text: bytes) -> str:
     return next((line[:300] for line in reversed(list(printable)) if line), "")
 
 
+def find(program: str) -> str | None:
+    """The program of that name on PATH, its relative entries left out; None where there is none."""
+    return shutil.which(program, path=_search_path())
+
+
+def _search_path() -> str:
+    """PATH without its relative entries: nothing is run because it lies where we work."""
+    entries = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.pathsep.join(entry for entry in entries if os.path.isabs(entry))
+
+
 def _start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         list(argv),
@@ -200,7 +212,7 @@ def _start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        env={**os.environ, **_NEUTRAL},
+        env={**os.environ, **_NEUTRAL, "PATH": _search_path()},
     )
 
 

@@ -9,7 +9,6 @@ Another user's work is never taken for idleness: what cannot be seen is None.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 from gpusched_ipy.backends import Detail
 from gpusched_ipy.backends import _fdinfo as fdinfo
 from gpusched_ipy.backends import _sysfs as sysfs
-from gpusched_ipy.backends._child import run_once
+from gpusched_ipy.backends._child import find, run_once
 from gpusched_ipy.backends._feed import Feed
 from gpusched_ipy.backends._intel_files import (
     SHORTEST_S,
@@ -75,7 +74,7 @@ class IntelBackend:
         self._feed: Feed[Mapping[int, Row]] | None = None
         self._listed: tuple[Listed, ...] | None = None
         self._sizes: dict[int, int | None] = {}
-        if shutil.which(DUMP_ARGV[0]) is not None:
+        if find(DUMP_ARGV[0]) is not None:
             self._feed = Feed(
                 DUMP_ARGV, DumpReader(), self._clock, separator=b"\n", fresh_s=_FRESH_S
             )

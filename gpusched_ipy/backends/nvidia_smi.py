@@ -9,13 +9,12 @@ newer than the call. What nvidia-smi says in place of data is a health or a prob
 from __future__ import annotations
 
 import shlex
-import shutil
 import threading
 import time
 from collections.abc import Sequence
 
 from gpusched_ipy.backends import Detail
-from gpusched_ipy.backends._child import run_any
+from gpusched_ipy.backends._child import find, run_any
 from gpusched_ipy.backends._nvidia_faults import Fault, FaultKind, unknown_text
 from gpusched_ipy.backends._nvidia_loop import Loop
 from gpusched_ipy.backends._nvidia_mig import instances
@@ -329,7 +328,7 @@ def open_nvidia_smi(settings: Settings, clock: Clock) -> NvidiaSmiBackend:
         BackendUnavailableError: there is no such command, or no NVIDIA driver behind it.
     """
     argv = settings.nvidia_smi
-    if not argv or shutil.which(argv[0]) is None:
+    if not argv or find(argv[0]) is None:
         raise BackendUnavailableError(
             f"there is no command {argv[0] if argv else ''!r} (setting nvidia_smi)"
         )

@@ -9,13 +9,12 @@ failing ioreg makes a reading a problem.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 
 from gpusched_ipy.backends import Detail
 from gpusched_ipy.backends import _apple_text as text
 from gpusched_ipy.backends import _values as values
-from gpusched_ipy.backends._child import run_once
+from gpusched_ipy.backends._child import find, run_once
 from gpusched_ipy.backends._feed import Feed
 from gpusched_ipy.backends._owners import Owner, Owners
 from gpusched_ipy.config import Clock, Settings
@@ -169,7 +168,7 @@ def open_powermetrics(settings: Settings, clock: Clock) -> AppleBackend:
             password.
     """
     _require_ioreg()
-    if shutil.which("sudo") is None:
+    if find("sudo") is None:
         raise BackendUnavailableError("powermetrics needs root, and sudo is not on PATH")
     feed = Feed(
         POWERMETRICS_ARGV,
@@ -197,13 +196,13 @@ def open_ioreg(settings: Settings, clock: Clock) -> AppleBackend:
     """
     _require_ioreg()
     feed = None
-    if shutil.which(MACMON_ARGV[0]) is not None:
+    if find(MACMON_ARGV[0]) is not None:
         feed = Feed(MACMON_ARGV, text.parse_macmon, clock, separator=b"\n", fresh_s=_FRESH_S)
     return AppleBackend("ioreg", feed, _memory_total(), clock)
 
 
 def _require_ioreg() -> None:
-    if shutil.which(IOREG_ARGV[0]) is None:
+    if find(IOREG_ARGV[0]) is None:
         raise BackendUnavailableError("this is not a Mac (ioreg is not on PATH)")
     try:
         found = text.parse_ioreg(run_once(IOREG_ARGV, _TIMEOUT_S))
