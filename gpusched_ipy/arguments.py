@@ -76,6 +76,33 @@ def _wait(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _history(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--limit", metavar="N", type=count, default=50, help="the newest N")
+    parser.add_argument("--by", choices=("name", "day"), help="sums, one row for each")
+    parser.add_argument(
+        "--since", metavar="D", type=checked(parse_seconds), help="ended within that time, e.g. 7d"
+    )
+    as_json(parser)
+
+
+def _stats(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--since",
+        metavar="D",
+        type=checked(parse_seconds),
+        default=7 * 86400.0,
+        help="over the last so long (default: 7d)",
+    )
+    as_json(parser)
+
+
+def count(text: str) -> int:
+    """A whole number above zero."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above zero")
+    return int(text)
+
+
 # The verbs that the notebook and the terminal have in common.
 VERBS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "list": _list,
@@ -90,6 +117,8 @@ VERBS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "drain": nothing,
     "resume": nothing,
     "requeue": _several,
+    "history": _history,
+    "stats": _stats,
 }
 # Those that only a notebook can do: its variables are asked for.
 NOTEBOOK_VERBS = {"fetch": _one}

@@ -1,24 +1,16 @@
-"""The record's past as figures: earlier runs of a name, who had which GPU when. It only reads."""
+"""The record's past as figures: earlier runs of a name, what came of jobs. It only reads."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import fields
 
-from gpusched_ipy.job import Job
+from gpusched_ipy.accounting import Outcome
+from gpusched_ipy.job import Job, JobState
 from gpusched_ipy.lookup import OPEN_STATES, Lookup
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """For how long a job had its GPUs; times are wall clock (s)."""
-
-    job_id: int
-    gpus: tuple[str, ...]
-    start: float
-    end: float | None  # None: it still has them
-    mean_utilization: float | None
+# The columns of an outcome bear its names.
+_COLUMNS = tuple(item.name for item in fields(Outcome))
 
 
 class Chronicle(Lookup):
@@ -42,20 +34,28 @@ class Chronicle(Lookup):
         )
         return found[::-1]
 
-    def held_since(self, wall: float) -> Iterator[Held]:
-        """Who had which GPUs at ``wall`` (s since the epoch) or later, as far as recorded."""
-        columns = "id, gpus, started_at, ended_at, run_s, mean_utilization"
-        for row in self._query(
+    def outcomes(self, wall: float, *, running: bool = False) -> list[Outcome]:
+        """What came of the jobs that ended at ``wall`` (s since the epoch) or later, in that order.
+
+        Args:
+            running: those that have GPUs now as well, last.
+        """
+        columns = ", ".join(_COLUMNS)
+        rows = self._query(
             f"SELECT {columns} FROM jobs INDEXED BY jobs_by_end WHERE ended_at >= ?"
-            " AND started_at IS NOT NULL UNION ALL"
-            f" SELECT {columns} FROM jobs INDEXED BY jobs_open WHERE state IN {OPEN_STATES}"
-            " AND state != 'pending' AND started_at IS NOT NULL",
+            " ORDER BY ended_at, id",
             (wall,),
-        ):
-            yield Held(
-                job_id=row["id"],
-                gpus=tuple(json.loads(row["gpus"])),
-                start=row["started_at"],
-                end=row["ended_at"],
-                mean_utilization=row["mean_utilization"],
+        )
+        if running:
+            rows += self._query(
+                f"SELECT {columns} FROM jobs INDEXED BY jobs_open WHERE state IN {OPEN_STATES}"
+                " AND state = 'running'"
             )
+        return [
+            Outcome(**dict(row) | {"state": JobState(row["state"]), "gpus": _uuids(row["gpus"])})
+            for row in rows
+        ]
+
+
+def _uuids(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))

@@ -41,11 +41,6 @@ def _submit(parser: argparse.ArgumentParser) -> None:
     _command(parser)
 
 
-def _history(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--limit", metavar="N", type=_count, default=50, help="the newest N")
-    arguments.as_json(parser)
-
-
 def _gpus(parser: argparse.ArgumentParser) -> None:
     arguments.as_json(parser)
     parser.add_argument("--watch", action="store_true", help="again and again, until interrupted")
@@ -110,7 +105,8 @@ VERBS = (
     Verb("requeue", "run ended jobs again", arguments.VERBS["requeue"]),
     Verb("drain", "start nothing more; what runs goes on", arguments.VERBS["drain"]),
     Verb("resume", "start jobs again after drain", arguments.VERBS["resume"]),
-    Verb("history", "the jobs that have ended", _history),
+    Verb("history", "what the jobs that have ended came to and cost", arguments.VERBS["history"]),
+    Verb("stats", "how much of the GPUs the jobs have used", arguments.VERBS["stats"]),
     Verb("gpus", "the GPUs now", _gpus),
     Verb("watch", "GPUs and queue as a live screen, steered by keys", arguments.nothing),
     Verb("engines", "where jobs can run", arguments.as_json),
@@ -234,9 +230,3 @@ def _add_set(parser: argparse.ArgumentParser, dest: str) -> None:
         dest=dest,
         help="a setting, for this command only; `gpusched doctor` lists them",
     )
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above zero")
-    return int(text)

@@ -83,6 +83,15 @@ def format_duration(seconds: float | None) -> str:
     return f"{days} d {hours:02d} h"
 
 
+def format_energy(joules: float | None) -> str:
+    """An energy like ``12 kJ`` or, where it is much, ``3.4 kWh``; unknown is a dash."""
+    if joules is None:
+        return UNKNOWN
+    if joules < 1000:
+        return f"{joules:.0f} J"
+    return f"{joules / 1000:.0f} kJ" if joules < 360_000 else f"{joules / 3.6e6:.1f} kWh"
+
+
 def format_percent(ratio: float | None) -> str:
     """A ratio (0-1) like ``97 %``; unknown is a dash."""
     return UNKNOWN if ratio is None else f"{100 * ratio:.0f} %"
