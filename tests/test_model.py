@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -44,6 +44,7 @@ from gpusched_ipy.job import (
 from gpusched_ipy.locks import GpuLocks, Membership
 from gpusched_ipy.output import create_log
 from gpusched_ipy.reap import forget_dead_members, reap
+from gpusched_ipy.retry import MAX_REQUEUES
 from gpusched_ipy.runners.command import MAX_STARTS_IN_VAIN, _settle
 from gpusched_ipy.statedir import open_state_dir
 from gpusched_ipy.store import Store
@@ -83,6 +84,8 @@ class Expected:
     cancel: bool = False
     member: Membership | None = None
     may_start: int = 1
+    retried: int = 0
+    lost: int = 0
     begun: int = 0
     processes: Processes | None = None  # of its current attempt
 
@@ -116,6 +119,8 @@ class Peer:
 class World(RuleBasedStateMachine):
     """One box, with a record of its own."""
 
+    played: ClassVar[int] = 0  # how many there have been
+
     def __init__(self) -> None:
         super().__init__()
         # On a fast disk, if there is one: the model is about order, not about disks.
@@ -130,6 +135,8 @@ class World(RuleBasedStateMachine):
         self.dead: list[Membership] = []
         self.orders: list[Processes] = []
         self.running: list[Processes] = []
+        self.found: dict[int, Job] = {}  # the record, as it was last read
+        self.rev: int | None = 0
 
     # One rule, which picks among what is possible: hypothesis leaves rules out of each example, and
     # what is looked for needs all of them.
@@ -179,14 +186,14 @@ class World(RuleBasedStateMachine):
         if ordered and by.claims:
             self._order_shim(by)
 
-    def _step_go_on(self, pick: int, _: bool) -> None:
+    def _step_go_on(self, pick: int, failed: bool) -> None:
         """Some member, shim or job takes its next step."""
         steps: list[Callable[[], None]] = [
             *(partial(self._order_shim, peer) for peer in self.peers if peer.claims),
             *(partial(self._run_cell, peer) for peer in self.peers if peer.cells),
             *(partial(self._shim_begins, order) for order in self.orders),
             *(partial(self._redirect, run) for run in self.running if run.log_fd is not None),
-            *(partial(self._shim_records, run) for run in self._supervised()),
+            *(partial(self._shim_records, run, failed) for run in self._supervised()),
             *(partial(self._orphans_end, run) for run in self.running if run.shim in self.dead),
         ]
         if steps:
@@ -232,6 +239,7 @@ class World(RuleBasedStateMachine):
         elif job.spec.home is None or self._peer_of(job.spec.home):
             self.store.requeue(self.store.job(job.id))
             job.state, job.cancel, job.in_vain = JobState.PENDING, False, 0
+            job.retried = job.lost = 0
             job.may_start += 1
 
     def _step_late(self, pick: int, back: bool) -> None:
@@ -248,12 +256,15 @@ class World(RuleBasedStateMachine):
     def the_record_is_as_expected(self) -> None:
         if not self.jobs:
             return
-        found = {job.id: job for job in self.store.jobs(ended=True, limit=len(self.jobs))}
+        # As members follow it: what has changed is read again, and nothing else may have.
+        self.rev, changed = self.store.changed_since(self.rev)
+        self.found |= {job.id: job for job in changed}
         for job in self.jobs:
-            real = found[job.id]
+            real = self.found[job.id]
             assert (real.state, real.epoch, real.attempts, real.held, real.cancel_requested) == (
                 job.state, job.epoch, job.attempts, job.held, job.cancel,
             ), job.spec  # fmt: skip
+            assert (real.retried, real.requeued) == (job.retried, job.lost)
             if job.state in ACTIVE:
                 assert job.member is not None
                 assert real.member == job.member.key
@@ -264,12 +275,14 @@ class World(RuleBasedStateMachine):
         """Everybody dies; then everything ends, and the events tell the same story."""
         try:
             self._end()
+            World.played += 1
         finally:
             self.store.close()
             shutil.rmtree(self.root)
 
     def _end(self) -> None:
         for job in self.jobs:
+            assert self.store.job(job.id) == self.found[job.id], "a change that nobody is told of"
             self._replay(job)
         for order in (*self.orders, *self.running):
             order.die()
@@ -334,8 +347,8 @@ class World(RuleBasedStateMachine):
         os.close(run.log_fd)
         run.log_fd = None
 
-    def _shim_records(self, run: Processes) -> None:
-        self._ends(run.job, run.claim, JobState.COMPLETED)
+    def _shim_records(self, run: Processes, failed: bool) -> None:
+        self._ends(run.job, run.claim, JobState.FAILED if failed else JobState.COMPLETED)
         assert run.shim is not None
         run.shim.leave()
         self._orphans_end(run)
@@ -362,6 +375,7 @@ class World(RuleBasedStateMachine):
             job.in_vain += 1
             given_up = job.in_vain >= MAX_STARTS_IN_VAIN
             job.state = JobState.FAILED if given_up else self._returned(job)
+            self._expect_retry(job)
 
     def _replace_peer(self, peer: Peer) -> None:
         self._kill_peer(peer)
@@ -386,7 +400,9 @@ class World(RuleBasedStateMachine):
             uid=uuid.uuid4().hex,
             kind=JobKind.CELL if cell else JobKind.COMMAND,
             name="job",
-            request=Request(gpus=1 if cell else gpus, requeue=requeue and not cell),
+            request=Request(
+                gpus=1 if cell else gpus, requeue=requeue and not cell, retries=len(self.jobs) % 3
+            ),
             argv=("true",),
             held=held,
             home=self.peers[0].membership.key if cell else None,
@@ -425,6 +441,17 @@ class World(RuleBasedStateMachine):
         ended = self.store.finish_if_active(job.id, epoch=claimed.epoch, state=state)
         assert ended is not None, "a living supervisor's report was refused"
         job.state, job.member, job.processes = state, None, None
+        self._expect_retry(job)
+
+    def _expect_retry(self, job: Expected) -> None:
+        """A failed job is tried again as often as it was asked, by the write that ends it."""
+        if (
+            job.state is JobState.FAILED
+            and job.retried < job.spec.request.retries
+            and not job.cancel
+        ):
+            job.state, job.retried, job.in_vain = JobState.PENDING, job.retried + 1, 0
+            job.may_start += 1
 
     def _returned(self, job: Expected) -> JobState:
         return JobState.CANCELLED if job.cancel else JobState.PENDING
@@ -443,7 +470,9 @@ class World(RuleBasedStateMachine):
         elif job.state is JobState.STARTING:
             job.state = self._returned(job)
         elif job.processes not in self.running or job.processes.log_fd is None:
-            job.state = self._returned(job) if job.spec.request.requeue else JobState.LOST
+            again = job.spec.request.requeue and job.lost < MAX_REQUEUES
+            job.state = self._returned(job) if again else JobState.LOST
+            job.lost += again
             job.processes = None
 
     def _replay(self, job: Expected) -> None:
@@ -470,12 +499,14 @@ def check(examples: int, **options: Any) -> None:
     )
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_the_record_and_the_locks_agree_with_the_model() -> None:
+    before = World.played
     check(EXAMPLES)
+    assert World.played - before >= EXAMPLES
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("fault", ["no-epoch", "no-log-lock", "no-reap", "no-gpu-lock"])
 def test_the_model_sees_faults(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that finds nothing in a broken record would prove nothing."""

@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 MAX_STARTS_IN_VAIN = 3
 _IN_VAIN = "its shim ended"
 # What happened to a job after which it is counted anew.
-_FRESH = frozenset({"started", "requeued"})
+_FRESH = frozenset({"started", "requeued", "retried"})
 # First pause before the end of a shim that could not be recorded is recorded again.
 _RETRY_S = 0.2
 # Seconds after a dispatch until the next shim is parked.
