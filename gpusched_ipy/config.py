@@ -214,6 +214,9 @@ class Settings:
     default_memory: float | int = _setting(
         "50%", _share_or_bytes, "what a job that declares no memory is booked with"
     )
+    end_over_memory: bool = _setting(
+        False, _flag, "true: end a job that uses far more memory than it declared with --mem"
+    )
     order: str = _setting("fair", _choice("fair", "shortest"), "which pending job goes first")
     aging_s: float = _setting(
         600, _number(1, 1e9), "one priority step per so many seconds of waiting"

@@ -13,6 +13,7 @@ from gpusched_ipy import backlog, policy
 from gpusched_ipy.attribution import attribute
 from gpusched_ipy.backends import Detail
 from gpusched_ipy.config import Clock, Settings
+from gpusched_ipy.excess import Excess
 from gpusched_ipy.job import BOUND_KINDS, Allocation, Job, JobKind, Member, WaitCode, WaitReason
 from gpusched_ipy.learned import Learned
 from gpusched_ipy.offers import Offers
@@ -63,6 +64,7 @@ class Outlook:
         )
         self._offers = Offers()
         self._usage = UsageTracker()
+        self._excess = Excess(store, settings)
         self._once: Snapshot | None = None
         self._told: dict[int, WaitReason] = {}
 
@@ -196,7 +198,13 @@ class Outlook:
         self._told |= news
 
     def record_usage(self) -> None:
-        """Write down what the jobs that have ended meanwhile had drawn of their GPUs."""
+        """Write down what the jobs that have ended meanwhile had drawn of their GPUs, and which
+        of those that run use far more memory than they declared."""
+        self._excess.look(
+            (job, self._usage.peak_mem_bytes(job.id))
+            for job in self.open.active
+            if self.responsible(job)
+        )
         for job in self.open.take_ended():
             used = self._usage.take(job.id)
             if used is not None and self.responsible(job):

@@ -161,6 +161,9 @@ class Store(Archive, Arrays, Roster):
             signal=None,
             oom=False,
             not_before_mono=None,
+            peak_mem_bytes=None,
+            mean_utilization=None,
+            energy_j=None,
         )
         with self.writing():
             claimed = self._move(claimed, JobState.STARTING, "claimed", {"gpus": gpus})
@@ -346,6 +349,18 @@ class Store(Archive, Arrays, Roster):
                     energy_j=energy_j,
                 )
                 self._put(used, "usage", {})
+
+    def tell_excess(self, job: Job, *, ends: bool) -> bool:
+        """Note that a running job uses far more memory than it declared; whether it is news."""
+        with self.writing():
+            current = self.job(job.id)
+            if current.epoch != job.epoch or current.state not in ACTIVE:
+                return False
+            if current.peak_mem_bytes is not None:
+                return False
+            data = {"used": job.peak_mem_bytes, "declared": job.request.mem_bytes, "ends": ends}
+            self._put(replace(current, peak_mem_bytes=job.peak_mem_bytes), "over memory", data)
+        return True
 
     def request_cancel(self, job_id: int) -> Job:
         """Record the wish; a pending job is cancelled at once, an ended one stays as it is."""

@@ -73,6 +73,11 @@ class UsageTracker:
                 gpus = (gpu for gpu in snapshot.gpus if gpu.uuid in allocation.gpus)
                 self._usage.setdefault(allocation.job_id, Usage()).add(gpus, allocation, now)
 
+    def peak_mem_bytes(self, job_id: int) -> int | None:
+        """The most memory that a job has been seen with so far; None where nobody can tell."""
+        found = self._usage.get(job_id)
+        return None if found is None else found.peak_mem_bytes
+
     def take(self, job_id: int) -> Usage | None:
         """The sums of a job that has ended, which are forgotten; None when it was never seen."""
         return self._usage.pop(job_id, None)

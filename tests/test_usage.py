@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from gpusched_ipy.job import Allocation
+from dataclasses import replace
+
+import pytest
+
+from gpusched_ipy.config import Settings, SystemClock
+from gpusched_ipy.excess import Excess
+from gpusched_ipy.job import Allocation, JobKind, JobSpec, Request
 from gpusched_ipy.snapshot import Gpu, GpuProcess, Snapshot
+from gpusched_ipy.statedir import open_state_dir
+from gpusched_ipy.store import Store
 from gpusched_ipy.usage import UsageTracker
+from gpusched_ipy.view import job_rows
 
 GIB = 2**30
 
@@ -76,3 +85,27 @@ def test_a_long_gap_is_not_filled() -> None:
     used = tracker.take(1)
     assert used is not None
     assert used.energy_j == 0
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_job_far_over_its_memory_is_told_once_and_ended_only_if_set(
+    settings: Settings, ends: bool
+) -> None:
+    store = Store(open_state_dir(settings))
+    excess = Excess(store, replace(settings, end_over_memory=ends))
+    request = Request(mem_bytes=8 * GIB)
+    spec = JobSpec(uid="1", kind=JobKind.COMMAND, name="train", argv=("true",), request=request)
+    claimed = store.claim(store.submit(spec), ("GPU-0",), member="m")
+    job = store.take_over(claimed.id, epoch=claimed.epoch, claimed_by="m", member="m")
+    assert job is not None
+    excess.look([(job, 9 * GIB), (job, None)])
+    assert store.job(job.id).peak_mem_bytes is None, "an eighth more is not far"
+    excess.look([(job, 12 * GIB)])
+    excess.look([(job, 13 * GIB)])
+    told = [event.data for event in store.events(job.id) if event.what == "over memory"]
+    assert [(data["used"], data["declared"]) for data in told] == [(12 * GIB, 8 * GIB)]
+    now = store.job(job.id)
+    assert now.cancel_requested is ends
+    (row,) = job_rows([now], SystemClock().now())
+    assert "used 12.0 GiB of GPU memory, declared 8.0 GiB" in row.why
+    store.close()
