@@ -30,6 +30,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--mutant", choices=sorted(MUTANTS), help="take this protection out")
     parser.add_argument("--patience", type=float, default=20.0, help="seconds until it is stuck")
     parser.add_argument("--round", type=int, default=0, help="drain and check after so many kills")
+    parser.add_argument("--until", help="the violation to wait for, whatever else is found")
+    parser.add_argument("--limit", type=float, default=0, help="seconds after which to drain")
     parser.add_argument("--json", type=Path, help="write the whole report there")
     parser.add_argument("--keep", action="store_true", help="keep the folder of the run")
     asked = parser.parse_args(argv)
@@ -42,6 +44,7 @@ def main(argv: list[str]) -> int:
         kills=asked.kills, seed=asked.seed, members=asked.members, gpus=asked.gpus,
         rate=asked.rate, failpoints=asked.failpoints, mutant=asked.mutant,
         patience_s=asked.patience, sweep_s=asked.sweep, round_kills=asked.round,
+        until=asked.until, limit_s=asked.limit,
     )  # fmt: skip
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     run = Run(plan, folder, _say, lambda report: _checked(report, asked.json))

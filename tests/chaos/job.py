@@ -16,6 +16,9 @@ import os
 import sys
 import time
 
+# A worker whose leader has died works on for so long: whoever takes its GPU shall meet it there,
+# on a slow machine too.
+_ORPHAN_S = 2.0
 # The lowest descriptor is closed first when a process dies: the witness falls before any lock of
 # the queue does, so that a successor which the queue rightly lets in never meets it.
 _WITNESS_FD = 0
@@ -65,12 +68,15 @@ def main(argv: list[str]) -> int:
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
         os.close(nowhere)
+    leader = os.getppid()
     if style == "worker":
         fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 10)  # it keeps its input, though not at 0
     open_witness(folder)
     gpus = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
     enter(folder, uid, gpus, shared="-shared-" in uid)
     time.sleep(int(milliseconds) / 1000)
+    if style == "worker" and os.getppid() != leader:
+        time.sleep(_ORPHAN_S)
     note(folder, "end", uid)
     leave()
     return 0

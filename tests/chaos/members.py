@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -98,6 +99,7 @@ def _die_with_the_controller() -> None:
 
 def submitter(life: Life) -> None:
     """Submit commands, and now and then cancel, hold, release or requeue one, until killed."""
+    _release_all(life)
     while not life.draining and not life.over.wait(life.dice.uniform(0.005, 0.06)):
         if sum(life.store.counts().values()) >= _MOST_OPEN:
             # As the next submit would: an agent that was killed is missed by nobody else.
@@ -113,6 +115,14 @@ def submitter(life: Life) -> None:
         life.note("ack", spec.uid)
         if life.dice.random() < 0.3:
             _change_mind(life, submitted)
+
+
+def _release_all(life: Life) -> None:
+    """What one before us was killed in holding: no agent would ever find its work done."""
+    for job in life.store.jobs():
+        if job.held:
+            with suppress(GpuSchedError):  # it has moved meanwhile
+                life.store.set_held(job.id, False)
 
 
 def _let_the_agent_leave(life: Life) -> None:
@@ -251,8 +261,9 @@ def _run_cell(life: Life, scheduler: Scheduler, claim: Claim) -> None:
         return
     life.note("start", uid, claim.job.attempt, os.getpid())
     witness.enter(life.folder, uid, list(claim.job.gpus), shared=False)
-    helper = _fork_helper(life) if life.dice.random() < 0.5 else None
-    time.sleep(life.dice.uniform(0.01, 0.25))
+    helper = _fork_helper(life) if life.dice.random() < 0.4 else None
+    # Long enough for others to come where the child has opened the door to them.
+    time.sleep(life.dice.uniform(*((0.01, 0.25) if helper is None else (0.2, 0.8))))
     if helper is not None:
         os.waitpid(helper, 0)
     life.note("end", uid)

@@ -69,10 +69,12 @@ class Nemesis:
             self._kill(self._dice.choice([found for found in alive if found.kind == kind]))
 
     def _kill_shim_and_job(self, alive: list[Process]) -> None:
-        """What is left of the job has neither a supervisor nor a leader."""
+        """What is left of the job has neither a supervisor nor a leader; often there is a child."""
         jobs = [found for found in alive if found.kind == "job"]
+        heads = {found.parent for found in alive if found.kind == "worker"}
         if jobs:
-            job = self._dice.choice(jobs)
+            leave = [found for found in jobs if found.pid in heads]
+            job = self._dice.choice(leave if leave and self._dice.random() < 0.8 else jobs)
             for shim in alive:
                 if shim.pid == job.parent and shim.kind == "shim":
                     self._kill(shim)
@@ -94,7 +96,9 @@ class Nemesis:
         stopped = {process.pid for _, process in self._stopped}
         others = [found for found in alive if found.pid not in stopped]
         if others:
-            self._stop(self._dice.choice(others), self._dice.uniform(0.02, 0.8))
+            kind = self._dice.choice(sorted({found.kind for found in others}))
+            one = self._dice.choice([found for found in others if found.kind == kind])
+            self._stop(one, self._dice.uniform(0.02, 0.8))
 
     def _stop(self, process: Process, seconds: float) -> None:
         if send(process, signal.SIGSTOP):

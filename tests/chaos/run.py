@@ -35,6 +35,7 @@ _CAST = (
     ("kernel", 0), ("commander", 1), ("kernel", 1),
 )  # fmt: skip
 _SWEEP_RATE = 3.0  # enough to replace those who never come by their failpoint
+_SWEEP_LEFT = 5  # points that are rare; they are still looked for afterwards
 _LOOK_EVERY = 25  # actions between two looks at the leases
 _SAY_EVERY_S = 30.0
 
@@ -46,9 +47,11 @@ class Plan:
     Attributes:
         rate: bad things a second.
         failpoints: share of the processes that is to die at a failpoint, after the sweep.
-        sweep_s: the longest that every failpoint is waited for first; 0: not at all.
+        sweep_s: the longest that the failpoints are waited for first; 0: not at all.
         patience_s: with no nemesis and no change for so long, the queue is stuck.
         round_kills: after so many kills the queue drains and all is checked; 0: once, at the end.
+        until: the violation that is waited for, whatever else is found; None: any ends the run.
+        limit_s: how long the nemesis is at work at most; 0: as long as it takes.
     """
 
     kills: int
@@ -61,6 +64,8 @@ class Plan:
     mutant: str | None = None
     patience_s: float = 20.0
     round_kills: int = 0
+    until: str | None = None
+    limit_s: float = 0.0
 
 
 class Run:
@@ -121,6 +126,7 @@ class Run:
             self._sweep()
         step = self.plan.round_kills or self.plan.kills
         self._rage(min(self.plan.kills, self.nemesis.kills + step))
+        self.enough = self.enough or self._over
         drain.touch()
         os.environ["CHAOS_FAILPOINTS"] = "0"
         began = time.monotonic()
@@ -161,11 +167,14 @@ class Run:
             Store(open_state_dir(Settings.load({"state_dir": str(box)}))).close()
 
     def _sweep(self) -> None:
-        """Every process is to die at a failpoint, until somebody has died at each."""
+        """Every process is to die at a failpoint, until somebody has died at nearly each."""
         limit = time.monotonic() + self.plan.sweep_s
         self._harass(
             _SWEEP_RATE,
-            lambda: time.monotonic() >= limit or not failpoints.never_reached(self.folder),
+            lambda: (
+                time.monotonic() >= limit
+                or len(failpoints.never_reached(self.folder)) <= _SWEEP_LEFT
+            ),
         )
         os.environ["CHAOS_FAILPOINTS"] = str(self.plan.failpoints)
 
@@ -175,7 +184,7 @@ class Run:
 
     def _harass(self, rate: float, enough: Callable[[], bool]) -> None:
         actions = 0
-        while not (enough() or self.enough or self._failed):
+        while not (enough() or self.enough or self._over or self._failed):
             time.sleep(min(1.0, self._dice.expovariate(rate)))
             self._bury_and_replace()
             self.nemesis.act()
@@ -269,7 +278,13 @@ class Run:
 
     @property
     def _failed(self) -> bool:
-        return bool(self._wrong or self.ledger.violations)
+        found = [*self._wrong, *self.ledger.violations]
+        until = self.plan.until
+        return any(until is None or kind_of(text) == until for text in found)
+
+    @property
+    def _over(self) -> bool:
+        return 0 < self.plan.limit_s <= time.monotonic() - self._began
 
     def _look_at_leases(self) -> None:
         for box in self.boxes:
@@ -320,6 +335,11 @@ class Run:
         }
 
 
+def kind_of(violation: str) -> str:
+    """Which check has found it."""
+    return violation.partition(":")[0]
+
+
 def _shortly(boxes: list[list[str]]) -> str:
     return "; ".join(f"{len(jobs)} open, first {jobs[:4]}" for jobs in boxes)
 
@@ -342,7 +362,7 @@ def report_text(report: dict[str, Any], say: Callable[[str], None]) -> None:
         say(f"{name.replace('_', ' '):>20}: {report[name]}")
     missed = report["failpoints_never_reached"]
     say(f"{'failpoints missed':>20}: {len(missed)} {', '.join(missed[:6])}")
-    kinds: Counter[str] = Counter(text.split(":")[0] for text in report["violations"])
+    kinds: Counter[str] = Counter(map(kind_of, report["violations"]))
     say(f"{'violations':>20}: {len(report['violations'])} {dict(kinds) if kinds else ''}")
     for text in report["violations"][:20]:
         say(f"  {text}")
