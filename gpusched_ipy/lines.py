@@ -5,8 +5,9 @@ parsing; the options of a submit are those of :mod:`gpusched_ipy.options`, one d
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpusched_ipy.arguments import NOTEBOOK_VERBS, VERBS, as_json, command, nothing
@@ -49,6 +50,7 @@ QUEUE_EXAMPLES = """\
     %gpuq requeue 12              run an ended command again"""
 
 Arguments = argparse.Namespace
+_SWEPT = re.compile(r"--sweep[=\s]+[\"']?([A-Za-z_]\w*)=")
 
 
 def split_line(line: str) -> list[str]:
@@ -61,6 +63,26 @@ def split_line(line: str) -> list[str]:
         return shlex.split(line)
     except ValueError as exc:
         raise UserError(f"{line.strip()!r} cannot be read: {exc}".lower()) from None
+
+
+def with_variables(line: str, names: Mapping[str, Any]) -> str:
+    """``line`` with ``{name}`` and ``$name`` replaced as in other line magics; but the names of its
+    sweep stand for the values of each job, whatever they are in the notebook."""
+    from IPython.utils.text import DollarFormatter
+
+    kept = line
+    for name in _SWEPT.findall(line):
+        kept = re.sub(rf"\{{+{name}\}}+", _doubled, kept)
+    try:
+        expanded: str = DollarFormatter().vformat(kept, args=[], kwargs=dict(names))
+    except Exception:  # noqa: BLE001 - as IPython does: what cannot be formatted stays as it is
+        return line
+    return expanded
+
+
+def _doubled(found: re.Match[str]) -> str:
+    """Braces that come out of a formatter as they were."""
+    return found[0].replace("{", "{{").replace("}", "}}")
 
 
 def cell_parser() -> OptionParser:

@@ -10,7 +10,14 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
+from IPython.core.magic import (
+    Magics,
+    line_cell_magic,
+    line_magic,
+    magics_class,
+    needs_local_scope,
+    no_var_expand,
+)
 
 from gpusched_ipy.extension import Extension
 
@@ -25,11 +32,11 @@ def _quiet_help(magic: Any) -> Any:
     """Help that was asked for with ``--help`` has been printed: nothing else is to be done."""
 
     @wraps(magic)
-    def call(self: Any, *args: Any) -> Any:
+    def call(self: Any, *args: Any, **local: Any) -> Any:
         from gpusched_ipy.options import HelpShown
 
         try:
-            return magic(self, *args)
+            return magic(self, *args, **local)
         except HelpShown:
             return None
 
@@ -100,11 +107,14 @@ class GpuQueue(Magics):
         self.extension.defer(line, cell)
 
     @line_magic
+    @no_var_expand
+    @needs_local_scope
     @_quiet_help
-    def gpurun(self, line: str) -> None:
-        from gpusched_ipy.lines import parse_run
+    def gpurun(self, line: str, local_ns: Any = None) -> None:
+        from gpusched_ipy.lines import parse_run, with_variables
 
-        self._notebook.run(parse_run(line))
+        names = {**self.shell.user_ns, **(local_ns or {})}
+        self._notebook.run(parse_run(with_variables(line, names)))
 
     @line_magic
     @_quiet_help

@@ -110,3 +110,19 @@ def test_a_dry_run_of_a_cell_queues_nothing(kernel: Kernel) -> None:
     assert [job["id"] for job in json.loads(kernel.run("%gpuq list --all --json").text())] == [
         job["id"] for job in json.loads(before)
     ]
+
+
+def test_the_names_of_a_sweep_are_not_those_of_the_notebook(kernel: Kernel) -> None:
+    kernel.run("lr, mine = 'the notebook has one', 'hello'")
+    shown = kernel.run(
+        "%gpurun --sweep lr=0.1,0.2 -n echoed --hold -- echo {lr} {mine} $mine {{lr}}"
+    )
+    assert "queued #" in shown.text()
+    jobs = [
+        job for job in json.loads(kernel.run("%gpuq list --json").text()) if job["name"] == "echoed"
+    ]
+    assert [job["argv"][1:] for job in jobs] == [
+        ["0.1", "hello", "hello", "{lr}"],
+        ["0.2", "hello", "hello", "{lr}"],
+    ]
+    assert "cancelled" in kernel.run("%gpuq cancel echoed").text()
