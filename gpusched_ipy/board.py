@@ -127,7 +127,7 @@ class Board:
         """Keep what the cell shows from now on."""
         path = self._store.state.transcript(cell.uid)
         cell.recorder = Recorder(path, self.log_cap)
-        self._recording[cell.uid] = cell
+        self._recording[_mark(cell)] = cell
 
     def refresh(self, cell: Badged, *, note: str | None = None, last: bool = True) -> None:
         """Bring the badge of a cell up to date, if it has one.
@@ -169,9 +169,9 @@ class Board:
 
     # -- what the courier tells
 
-    def heard(self, uid: str, kind: str, content: Mapping[str, Any]) -> None:
+    def heard(self, mark: str, kind: str, content: Mapping[str, Any]) -> None:
         """Record what a cell of ours shows."""
-        cell = self._recording.get(uid)
+        cell = self._recording.get(mark)
         if cell is None or cell.recorder is None:
             return
         if kind == "status":
@@ -199,7 +199,7 @@ class Board:
     def _expected(self, job: Job) -> str | None:
         if self.starts is None or job.state is not JobState.PENDING:
             return None
-        return self.starts.text(job.id, self._store.clock.now())
+        return self.starts.text(job.id)
 
     def pulse(self) -> float | None:
         """Refresh the badges, forget what is over."""
@@ -224,6 +224,12 @@ class Board:
     def forget(self, cell: Cell) -> None:
         """The cell is over, its late output too."""
         self._runner.cells.pop(cell.uid, None)
-        self._recording.pop(cell.uid, None)
+        if self._recording.get(_mark(cell)) is cell:
+            del self._recording[_mark(cell)]
         if cell.recorder is not None:
             cell.recorder.close()
+
+
+def _mark(cell: Cell) -> str:
+    """What its output is known by: one that holds its place is not sent, it is there already."""
+    return cell.msg_id if cell.in_place else cell.uid

@@ -462,8 +462,8 @@ class KernelSession:
             cell_id=self.front.cell_id,
             in_place=True,
         )
-        self._hear()
         job = self._submit(cell, asked)
+        self._hear()
         self._place.hold(cell, job, self.watch.depth, partial(self._replace, cell))
 
     def _record_in_place(self, cell: Cell) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpusched_ipy.config import Instant
-from gpusched_ipy.job import Job
+from gpusched_ipy.job import ExpectedStart, Job
 from gpusched_ipy.snapshot import Gpu, Snapshot
 from gpusched_ipy.text import UNKNOWN, clean
 from gpusched_ipy.view import GpuRow, JobRow, gpu_rows, gpus_note, job_rows
@@ -50,6 +50,7 @@ class Scene:
     members: Mapping[str, str] | None = None
     explanation: str | None = None
     jobs: Sequence[Job] = ()  # the rows of the queue that are shown, in order
+    starts: Mapping[int, ExpectedStart] | None = None  # when jobs are expected to start
     offset: int = 0
     total: int = 0
     counts: Mapping[str, int] | None = None
@@ -215,7 +216,10 @@ def _chosen(scene: Scene) -> str:
     if scene.width >= _REASONS_FROM:
         return ""
     chosen = [job for job in scene.jobs if job.id == scene.selected]
-    return f"#{chosen[0].id}: {job_rows(chosen, scene.now)[0].why}" if chosen else ""
+    if not chosen:
+        return ""
+    (row,) = job_rows(chosen, scene.now, starts=scene.starts)
+    return f"#{row.id}: {row.why}"
 
 
 # A column, its heading, and from which width of the screen on it is there.
@@ -226,7 +230,7 @@ _COLUMNS = (
     ("priority", "prio", 50),
     ("gpus", "GPU", 90),
     ("since", "since", 70),
-    ("why", "why it waits", _REASONS_FROM),
+    ("why", "why it waits, when it starts", _REASONS_FROM),
     ("owner", "from", 110),
 )
 _RATIO = {"name": 2, "why": 5, "owner": 2}
@@ -245,7 +249,8 @@ def _queue(scene: Scene, jobs: Sequence[Job]) -> Table:
             justify="right" if key in ("id", "priority") else "left",
         )
     indices = {gpu.uuid: gpu.index for gpu in scene.gpus}
-    for job, row in zip(jobs, job_rows(jobs, scene.now, indices=indices), strict=True):
+    rows = job_rows(jobs, scene.now, indices=indices, starts=scene.starts)
+    for job, row in zip(jobs, rows, strict=True):
         chosen = job.id == scene.selected
         cells = [Text(getattr(row, key), style=_style(key, row)) for key, _ in columns]
         mark = ("▶" if scene.unicode else ">") if chosen else ""

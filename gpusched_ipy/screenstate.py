@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from gpusched_ipy.api import Queue
 from gpusched_ipy.backends import Detail
 from gpusched_ipy.errors import GpuSchedError
-from gpusched_ipy.job import ACTIVE, Job
+from gpusched_ipy.job import ACTIVE, ExpectedStart, Job
 from gpusched_ipy.look import Look
 from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.paced import PacedStarts
 from gpusched_ipy.screendraw import WINDOW_S, Scene, queue_lines
 from gpusched_ipy.snapshot import Gpu, Snapshot
 from gpusched_ipy.steer import obey
@@ -31,6 +32,7 @@ class _Rows:
     offset: int = 0
     total: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
+    starts: Mapping[int, ExpectedStart] = field(default_factory=dict)
     drained: str | None = None
     trouble: str | None = None
 
@@ -58,6 +60,7 @@ class ScreenState:
         self._size = size
         self._unicode = unicode
         self._look = Look(queue, monitor)
+        self._starts = PacedStarts(queue, monitor)
         self._rows = _Rows()
         self._selected: int | None = None
         self._gpus: tuple[Gpu, ...] = ()
@@ -98,6 +101,7 @@ class ScreenState:
         fits = self.fits
         rows.offset = max(0, min(rows.offset, rows.total - fits))
         rows.jobs = list(queue.page(rows.offset, fits))
+        rows.starts = self._starts.renew() if rows.counts.get("waiting") else {}
         ids = [job.id for job in rows.jobs]
         if self._selected not in ids:
             self._selected = ids[0] if ids else None
@@ -123,6 +127,7 @@ class ScreenState:
             members=self._members,
             explanation=self._monitor.explanation,
             jobs=rows.jobs,
+            starts=rows.starts,
             offset=rows.offset,
             total=rows.total,
             counts=rows.counts,

@@ -7,6 +7,7 @@ import math
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,15 @@ from helpers import GIB, FakeScript, wait_until
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Instant, Settings
 from gpusched_ipy.errors import StoreError
-from gpusched_ipy.job import Job, JobKind, JobSpec, JobState, WaitCode, WaitReason
+from gpusched_ipy.job import (
+    ExpectedStart,
+    Job,
+    JobKind,
+    JobSpec,
+    JobState,
+    WaitCode,
+    WaitReason,
+)
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.panel import GpuPanel
 from gpusched_ipy.panel import feed as panel_feed
@@ -316,6 +325,52 @@ class TestLoop:
         assert state["jobs"][0]["name"] == "job 400"
         page.click("page", None, 5000)
         assert len(page.wait_state(offset=400)["jobs"]) == 50
+
+    def test_expected_starts_are_said_of_jobs_that_wait(self, page: Page, fake: FakeScript) -> None:
+        one = submit(page.queue, "one").id
+        held = submit(page.queue, "held", hold=True).id
+        now = time.time()
+        start = ExpectedStart(at=now + 720, low=now + 300, high=now + 1800, runs=6)
+        loop = PanelLoop(
+            page.queue,
+            page.monitor,
+            page.queue.settings,
+            lambda *message: page.sent.append(message),
+            starts=lambda: {one: start, held: start},
+        )
+        loop.receive({"t": "hello", "v": "a"})
+        jobs = page.wait_state(total=2)["jobs"]
+        loop.close()
+        told = {entry["id"]: entry["expected"] for entry in jobs}
+        assert told[held] is None
+        assert told[one].startswith("about ")
+        assert told[one].endswith("; 6 past runs)")
+
+    def test_what_is_saved_is_renewed_when_jobs_have_moved_and_not_otherwise(
+        self, page: Page, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(panel_loop, "KEPT_S", 0.0)
+        ran: list[Job] = []
+        renewed: list[int] = []
+        monkeypatch.setattr(page.queue, "ran_since", lambda _wall: tuple(ran))
+        loop = PanelLoop(
+            page.queue,
+            page.monitor,
+            page.queue.settings,
+            lambda *message: page.sent.append(message),
+            moved=lambda: renewed.append(len(ran)),
+        )
+        loop.receive({"t": "hello", "v": "a"})
+        wait_until(lambda: len(page.of("tick")) >= 4, what="beats")
+        assert renewed == [], "nothing has run: the notebook is left alone"
+        ran.append(job(1, state=JobState.RUNNING, gpus=("GPU-0",), started_at=time.time()))
+        submit(page.queue, "another")  # the queue is read again
+        wait_until(lambda: renewed == [1], what="renewed once")
+        ticks = len(page.of("tick"))
+        loop.receive({"t": "beat", "v": "a"})
+        wait_until(lambda: len(page.of("tick")) >= ticks + 4, what="more beats")
+        loop.close()
+        assert renewed == [1]
 
     def test_an_unreadable_queue_is_said_and_heals(
         self, page: Page, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,9 @@ IPYTHON = f"{sys.executable} -m IPython --no-banner --no-confirm-exit --colors=N
 
 
 def cell(screen: Terminal, *lines: str) -> None:
-    """Type a cell; an empty line ends one of several lines."""
-    for line in lines:
+    """Type a cell; IPython takes a cell magic as ended after an empty line."""
+    for line in (*lines, "", ""):
         screen.type(line)
-    if len(lines) > 1:
-        screen.keys("Enter")
 
 
 @pytest.mark.timeout(900)
@@ -34,10 +33,11 @@ def test_a_session(settings: Settings, fake: FakeScript, tmp_path: Path) -> None
         screen.type("%load_ext gpusched_ipy")
         screen.wait("In [2]:")
         cell(screen, "%%gpuqueue -p 3 -n train", "x = 6 * 7", "print('answer', x)", "x")
-        job = wait_until(lambda: queue.list() and queue.list()[0], PATIENCE_S, "queued")
+        screen.wait("job 1 waits: GPU 0: 97 % used by python")
+        (job,) = queue.list()
         assert (job.name, job.priority, job.state) == ("train", 3, JobState.PENDING)
-        screen.wait("waits: GPU 0: 97 % used by python")
         assert "answer 42" not in screen.text
+        wait_until(lambda: time.time() > job.submitted_at + 1.5, what="a wait worth a line")
         fake.free()
         shown = screen.wait("answer 42", "Out[2]: 42", "In [3]:")
         assert "job 1 waited" in shown, "the time spent waiting is said"
@@ -46,7 +46,8 @@ def test_a_session(settings: Settings, fake: FakeScript, tmp_path: Path) -> None
         # Ctrl-C while it waits gives up the place.
         fake.busy()
         cell(screen, "%%gpuqueue", "print('never')")
-        second = wait_until(lambda: queue.list() and queue.list()[0], PATIENCE_S, "queued")
+        screen.wait("job 2 waits")
+        (second,) = queue.list()
         screen.keys("C-c")
         screen.wait("KeyboardInterrupt", "In [4]:")
         wait_until(
@@ -72,5 +73,5 @@ def test_a_session(settings: Settings, fake: FakeScript, tmp_path: Path) -> None
         screen.type("%gpuq log later")
         screen.wait("hello", "In [12]:")
         screen.type("exit")
-        screen.wait("$ ")
+        screen.wait("exit\n$")
     queue.store.close()

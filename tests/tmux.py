@@ -48,7 +48,8 @@ class Terminal:
 
     def type(self, line: str) -> None:
         """Type a line and Enter."""
-        self._tmux("send-keys", "-l", line)
+        if line:
+            self._tmux("send-keys", "-l", line)
         self._tmux("send-keys", "Enter")
 
     def keys(self, *names: str) -> None:

@@ -11,13 +11,13 @@ import math
 import sys
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gpusched_ipy.job import ACTIVE, FINAL, Job, JobState
 from gpusched_ipy.snapshot import Gpu, Health, Snapshot
 from gpusched_ipy.text import clean
-from gpusched_ipy.view import process_line
+from gpusched_ipy.view import process_line, titled
 
 WINDOW_S = 600.0  # what the plots show
 PAGE = 200  # rows of the queue in one state
@@ -46,6 +46,7 @@ class JobPage:
     running: int = 0
     waiting: int = 0
     held: int = 0
+    starts: Mapping[int, str] = field(default_factory=dict)  # "about 14:05 (13:50-14:40)", by id
     spans: tuple[Job, ...] = ()  # every job that had a GPU in the last minutes
     drained: bool = False
     trouble: str | None = None  # why the queue cannot be read
@@ -98,19 +99,24 @@ def problem_of(snapshot: Snapshot | None) -> str | None:
 
 def _entries(page: JobPage, names: Mapping[str, str]) -> list[dict[str, Any]]:
     """The rows; reasons are recorded for the first in line only, others are told their place."""
-    entries = [job_entry(job, names) for job in page.jobs]
+    entries = [job_entry(job, names, page.starts.get(job.id)) for job in page.jobs]
     for place, entry in enumerate(entries, page.offset - page.running):
         if entry["state"] == "pending" and entry["reason"] is None and place > 0:
             entry["reason"] = f"{place} ahead of it in line"
     return entries
 
 
-def job_entry(job: Job, names: Mapping[str, str]) -> dict[str, Any]:
-    """One row of the queue; ``names`` says how people call the GPUs."""
+def job_entry(job: Job, names: Mapping[str, str], expected: str | None = None) -> dict[str, Any]:
+    """One row of the queue.
+
+    Args:
+        names: how people call the GPUs.
+        expected: when it is expected to start.
+    """
     since = job.started_at if job.state is JobState.RUNNING else job.submitted_at
     return {
         "id": job.id,
-        "name": clean(job.name, NAME_LIMIT),
+        "name": clean(titled(job), NAME_LIMIT),
         "kind": str(job.kind),
         "state": str(job.state),
         "held": job.held,
@@ -118,6 +124,7 @@ def job_entry(job: Job, names: Mapping[str, str]) -> dict[str, Any]:
         "priority": job.priority,
         "owner": clean(job.spec.owner, NAME_LIMIT),
         "reason": _reason(job, names),
+        "expected": expected if job.state is JobState.PENDING and not job.held else None,
         "since": since,
     }
 

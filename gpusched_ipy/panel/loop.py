@@ -16,6 +16,7 @@ from typing import Any
 from gpusched_ipy.backends import Detail
 from gpusched_ipy.config import Clock, Settings, SystemClock
 from gpusched_ipy.errors import GpuSchedError
+from gpusched_ipy.job import ExpectedStart
 from gpusched_ipy.panel.feed import (
     PAGE,
     REPEATED,
@@ -27,6 +28,7 @@ from gpusched_ipy.panel.feed import (
     thin,
 )
 from gpusched_ipy.panel.needs import AlwaysFree, Host, PanelQueue, Readings
+from gpusched_ipy.records import expected_text
 from gpusched_ipy.snapshot import Gpu, Snapshot
 from gpusched_ipy.steer import number, obey
 
@@ -75,6 +77,7 @@ class PanelLoop:
         name: names the want at the monitor.
         moved: called from the panel's thread when jobs have started or ended, at most every
             ``KEPT_S`` seconds.
+        starts: when waiting jobs are expected to start, where that is known.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class PanelLoop:
         clock: Clock | None = None,
         name: str = "panel",
         moved: Callable[[], None] | None = None,
+        starts: Callable[[], Mapping[int, ExpectedStart]] | None = None,
     ) -> None:
         self._queue = queue
         self._monitor = monitor
@@ -96,6 +100,7 @@ class PanelLoop:
         self._clock = clock or SystemClock()
         self._name = name
         self._moved = moved
+        self._starts = starts
         self._kept: tuple[object, float] = (None, 0.0)  # what was last told as moved, and when
         self.every_s = 1.0 / min(4.0, settings.panel_hz)
         self._cond = threading.Condition()
@@ -349,12 +354,19 @@ class PanelLoop:
             jobs=tuple(self._queue.page(self._offset, PAGE)),
             offset=self._offset,
             total=total,
+            starts=self._expected(counts["waiting"]),
             running=counts["running"],
             waiting=counts["waiting"],
             held=counts["held"],
             spans=tuple(self._queue.ran_since(wall - WINDOW_S)),
             drained=bool(self._queue.drained),
         )
+
+    def _expected(self, waiting: int) -> Mapping[int, str]:
+        if self._starts is None or not waiting:
+            return {}
+        now = self._clock.now()
+        return {job: expected_text(start, now) for job, start in self._starts().items()}
 
     # Clicks --------------------------------------------------------------------------------------
 

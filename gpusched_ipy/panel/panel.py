@@ -10,13 +10,18 @@ import atexit
 import itertools
 import os
 import weakref
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gpusched_ipy.api import Queue
 from gpusched_ipy.backends import Detail
 from gpusched_ipy.config import Clock, Settings, SystemClock
 from gpusched_ipy.errors import GpuSchedError
+from gpusched_ipy.job import ExpectedStart
+from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.paced import PacedStarts
 from gpusched_ipy.panel.feed import PAGE, WINDOW_S, JobPage
 from gpusched_ipy.panel.loop import PanelLoop
 from gpusched_ipy.panel.needs import PanelQueue, Readings
@@ -151,6 +156,7 @@ class GpuPanel:
                 clock=self._clock,
                 name=f"panel {next(_numbers)}",
                 moved=self._on_moved,
+                starts=_starts(self._queue, self._monitor),
             )
             self._widget.on_msg(self._on_message)
             _route_past_cells(self._widget.comm)
@@ -174,6 +180,15 @@ class GpuPanel:
     def _on_message(self, _widget: object, content: object, _buffers: object) -> None:
         if self._loop is not None and isinstance(content, dict):
             self._loop.receive(content)
+
+
+def _starts(
+    queue: PanelQueue, monitor: Readings
+) -> Callable[[], Mapping[int, ExpectedStart]] | None:
+    """When jobs are expected to start; None where queue or readings are no real ones."""
+    if not isinstance(queue, Queue) or not isinstance(monitor, Monitor):
+        return None
+    return PacedStarts(queue, monitor).renew
 
 
 def panel_of(queue: PanelQueue, monitor: Readings, settings: Settings, *, live: bool) -> GpuPanel:

@@ -81,7 +81,7 @@ def test_lab_shows_a_cell_where_it_was_queued_and_again_after_a_reload(
         lab.output(1).locator("img").wait_for()
         lab.output(1).get_by_text("42", exact=True).wait_for()
         assert lab.output(2).inner_text().strip() == "between"
-        lab.run(5)
+        lab.run(5, wait=False)
         lab.output(5).get_by_text("failed #2 bad").wait_for()
         lab.output(5).get_by_text("ZeroDivisionError").first.wait_for()
         shoot(lab.page, "cell-done")

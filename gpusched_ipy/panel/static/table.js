@@ -56,8 +56,9 @@ class Row {
     this.cells.priority.title = "priority: higher runs first";
     setText(this.cells.owner, job.owner.replace(/^notebook /, ""));
     this.cells.owner.title = job.owner;
-    setText(this.reason, job.reason || "");
-    this.cells.reason.title = job.reason || "";
+    const why = [job.reason, job.expected && `starts ${job.expected}`].filter(Boolean).join(" · ");
+    setText(this.reason, why);
+    this.cells.reason.title = why;
     this.showButtons();
   }
 
@@ -110,7 +111,7 @@ class QueueTable {
     this.deaf = false;
     this.offset = 0;
     const heads = [["id", "Job"], ["name", "Name"], ["state", "State"], ["priority", "Priority"],
-      ["owner", "From"], ["reason", "Why it waits · where it runs"], ["since", "Since"], ["do", "Actions"]];
+      ["owner", "From"], ["reason", "Why it waits, when it starts · where it runs"], ["since", "Since"], ["do", "Actions"]];
     this.body = h("tbody", { role: "rowgroup" });
     this.count = h("span", { class: "gsq-count" });
     this.drain = h("button", { type: "button", class: "gsq-button gsq-wide gsq-drain",
