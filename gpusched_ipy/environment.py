@@ -84,8 +84,11 @@ def keep(state: StateDir, job_uid: str, variables: Mapping[str, str]) -> None:
         raise StateDirError(f"{path} cannot be written ({exc.strerror}); make room") from exc
 
 
-def take(state: StateDir, job_uid: str) -> dict[str, str]:
+def take(state: StateDir, job_uid: str, *, again: bool = False) -> dict[str, str]:
     """The variables of :func:`keep`, which are gone from the disk afterwards.
+
+    Args:
+        again: they stay there: the job may be tried again.
 
     Raises:
         StateDirError: something else stands where they should be.
@@ -95,7 +98,8 @@ def take(state: StateDir, job_uid: str) -> dict[str, str]:
         text = read_private(path)
     except FileNotFoundError:
         return {}
-    path.unlink()
+    if not again:
+        path.unlink()
     return {str(name): str(value) for name, value in json.loads(text).items()}
 
 

@@ -52,6 +52,12 @@ def after_failure(job: Job, now: Instant, *, card_bytes: int | None) -> Again | 
     return None
 
 
+def may_be_tried_again(job: Job) -> bool:
+    """Whether this attempt may not be the last one: what the next one needs must be kept."""
+    request = job.request
+    return bool(request.retries or request.requeue or request.retry_oom)
+
+
 def may_requeue(job: Job) -> bool:
     """Whether a job that was lost waits again: its user has asked for it, and not too often yet."""
     return job.request.requeue and job.requeued < MAX_REQUEUES

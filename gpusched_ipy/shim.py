@@ -32,6 +32,7 @@ from gpusched_ipy.process import (
     has_descendants,
     survive_signals,
 )
+from gpusched_ipy.retry import may_be_tried_again
 from gpusched_ipy.statedir import StateDir
 from gpusched_ipy.store import Store
 
@@ -194,7 +195,7 @@ def _start(store: Store, job: Job, order: Order) -> subprocess.Popen[bytes]:
     spec = job.spec
     assert spec.argv is not None
     own = {"GPUSCHED_JOB_ID": str(job.id), "GPUSCHED_JOB_NAME": job.name}
-    named = environment.take(store.state, spec.uid)
+    named = environment.take(store.state, spec.uid, again=may_be_tried_again(job))
     child = subprocess.Popen(
         ["/bin/sh", "-c", spec.argv[0]] if spec.shell else list(spec.argv),
         # Empty to whoever reads it. What a launcher starts keeps no other lock that is seen from
@@ -282,7 +283,7 @@ def _outcome(status: int, forced: JobState | None) -> Outcome:
 
 def record(store: Store, job: Job, outcome: Outcome) -> None:
     """Record how the job ended, unless its claim has fallen meanwhile."""
-    store.finish_if_active(
+    ended = store.finish_if_active(
         job.id,
         epoch=job.epoch,
         state=outcome.state,
@@ -291,6 +292,8 @@ def record(store: Store, job: Job, outcome: Outcome) -> None:
         error=outcome.error,
         oom=outcome.oom,
     )
+    if ended is not None and ended.ended:
+        environment.drop(store.state, job.spec.uid)  # kept for another try
 
 
 def _collect_strays(leader: int) -> None:

@@ -222,6 +222,21 @@ def queue(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue
     found.store.close()
 
 
+def test_each_try_gets_the_named_variables_and_the_last_leaves_none(
+    queue: Queue, tmp_path: Path
+) -> None:
+    check = "import os, sys; print(os.environ['SECRET']); sys.exit(3)"
+    job = queue.submit([PYTHON, "-c", check], env=["SECRET=canary"], retries=1)
+    once = queue.submit([PYTHON, "-c", check], env=["SECRET=canary"])
+    job, once = queue.wait(job.id, once.id, timeout=60)
+    for ended in (job, once):
+        path = queue.log_path(ended.id)
+        assert path is not None
+        assert (ended.exit_code, path.read_text()) == (3, "canary\n")
+        assert not queue.state.environment(ended.spec.uid).exists()
+    assert job.attempts == 2
+
+
 def test_commands_are_tried_again_until_they_succeed(queue: Queue, tmp_path: Path) -> None:
     good = queue.submit(fails_until(tmp_path / "good", 3), retries=2)
     bad = queue.submit(fails_until(tmp_path / "bad", 9), retries=1)
