@@ -35,8 +35,9 @@ _PROBES = 60  # so often the kernel is asked for a sign that we hear it
 class Listener(Protocol):
     """Who is told what the courier hears; always in its thread."""
 
-    def heard(self, uid: str, kind: str, content: Mapping[str, Any]) -> None:
-        """The kernel has shown something that belongs to the queued cell of that uid."""
+    def heard(self, mark: str, kind: str, content: Mapping[str, Any]) -> None:
+        """The kernel has shown something that belongs to the cell with that mark: the uid of one
+        that was sent, of any other the id of its request."""
         ...
 
     def replied(self, uid: str, content: Mapping[str, Any]) -> None:
@@ -178,9 +179,8 @@ class Courier:
             self.hearing.set()
             self._pulse_now()
             return
-        uid = message["parent_header"].get(MARK)
-        if uid is not None:
-            self._listener.heard(uid, message["header"]["msg_type"], message["content"])
+        mark = message["parent_header"].get(MARK, msg_id)
+        self._listener.heard(mark, message["header"]["msg_type"], message["content"])
 
     def _keep_up(self) -> None:
         now = time.monotonic()

@@ -25,6 +25,7 @@ class Place:
 
     Args:
         labels: what people call the GPUs of these UUIDs.
+        record: keeps what a cell shows from now on, where that can be heard.
     """
 
     def __init__(
@@ -34,12 +35,14 @@ class Place:
         runner: CellRunner,
         board: Board,
         labels: Callable[[Sequence[str]], Sequence[str]],
+        record: Callable[[Cell], None],
     ) -> None:
         self._front = front
         self._store = store
         self._runner = runner
         self._board = board
         self._labels = labels
+        self._record = record
 
     def hold(self, cell: Cell, job: Job, depth: int, first: Callable[[], object]) -> None:
         """Wait for the cell's turn; an interrupt gives its place up.
@@ -54,6 +57,7 @@ class Place:
         try:
             first()
             self._await_turn(cell, job)
+            self._record(cell)
             if not self._runner.begin(cell.uid, None, depth):
                 raise UserError(f"job {job.id} was cancelled before it began")
             self.say_wait(job.id)
@@ -64,10 +68,11 @@ class Place:
             raise
 
     def leave(self, cell: Cell) -> None:
-        """If the cell is over: its last word, and nothing is left of it here."""
+        """If the cell is over: its last word. What it has shown may still be on its way."""
         if cell.phase is Phase.ENDED:
             self._board.refresh(cell)
-            self._board.forget(cell)
+            if cell.recorder is None:
+                self._board.forget(cell)
 
     def _await_turn(self, cell: Cell, job: Job) -> None:
         shown = not self._front.attended

@@ -519,6 +519,23 @@ def test_the_output_is_replayed_in_any_cell_and_any_kernel(kernel: Kernel, tmp_p
         assert other.run("%gpuq log fig").text() == log
 
 
+@pytest.mark.parametrize("attended", [True, False])
+def test_a_cell_that_held_its_place_is_shown_once_more(shared: Kernel, attended: bool) -> None:
+    name = f"kept-{attended}".lower()
+    body = "from IPython.display import HTML\nprint('printed')\ndisplay(HTML('<b>b</b>'))\n6 * 7"
+    cell = shared.run(f"%%gpuqueue --wait --name {name}\n{body}", attended=attended)
+    assert (cell.errors, cell.results) == ([], ["42"])
+    again = shared.run(f"%gpuq show {name}")
+    assert again.text() == "printed\n"
+    shown = [item["data"] for item in again.of("display_data")]
+    assert [data["text/html"] for data in shown if "<b>b</b>" in str(data)] == ["<b>b</b>"]
+    assert {"text/plain": "42"} in shown
+    assert shared.run(f"%gpuq log {name}").text().startswith("printed\n")
+    failing = shared.run(f"%%gpuqueue --wait --name {name}-x\n1 / 0", attended=attended, stop=False)
+    assert failing.status == "error"
+    assert "ZeroDivisionError" in shared.run(f"%gpuq log {name}-x").text()
+
+
 def test_a_transcript_has_a_size_limit(tmp_path: Path) -> None:
     with started(tmp_path, GPUSCHED_LOG_CAP="10K") as kernel:
         deferred(kernel, "for i in range(3000): print('x' * 50, flush=True)")

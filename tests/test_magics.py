@@ -279,6 +279,20 @@ def test_the_gate_stands_behind_imports_from_the_future() -> None:
     assert cellsyntax.with_gate(["# %%gpuqueue\n", "x\n"], 0, "gate()") == ["gate()\n", "x\n"]
 
 
+def test_a_stream_reads_the_same_in_whatever_pieces_it_came(tmp_path: Path) -> None:
+    text = "one\r\ntwo\rTW\n\n0%\r50%\r100%\nlast\rL"
+    whole = transcript.rewritten(text)
+    for size in (1, 2, 3, 7, len(text)):
+        path = tmp_path / f"{size}.jsonl"
+        recorder = transcript.Recorder(path, 100_000)
+        for at in range(0, len(text), size):
+            piece = {"name": "stdout", "text": text[at : at + size]}
+            recorder.record("stream", piece)
+        recorder.close()
+        (output,) = transcript.read(path)
+        assert output.text == whole
+
+
 def test_a_transcript_is_read_as_it_stood_at_the_end(tmp_path: Path) -> None:
     recorder = transcript.Recorder(tmp_path / "cell.jsonl", 10_000)
     shown = {"data": {"text/plain": "first"}, "metadata": {}, "transient": {"display_id": "a"}}
