@@ -203,7 +203,8 @@ class Lab:
                 const future = kernel.requestExecute({ code, store_history: false });
                 let text = "";
                 future.onIOPub = message => { text += message.content.text || "" };
-                const late = new Promise((_, no) => setTimeout(() => no(Error("too late")), 140000));
+                const late = new Promise(
+                    (_, no) => setTimeout(() => no(Error("too late")), 140000));
                 await Promise.race([future.done, late]);
                 return text }""",
                 code,

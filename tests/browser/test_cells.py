@@ -1,4 +1,4 @@
-"""Queued cells in JupyterLab 4 and Notebook 7: where badges and outputs appear, and that they stay."""
+"""Queued cells in JupyterLab 4 and Notebook 7: where badges and outputs appear and stay."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Settings
 from gpusched_ipy.job import Job, JobKind, JobState
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 SETUP = """
 import time
@@ -31,10 +31,27 @@ class Watched(Monitor):
         wanted.discard(who)
         super().unwant(who)
 monitor = Watched(settings)
-panel = GpuPanel(Queue(settings), monitor, settings)
+queue = Queue(settings)
+panel = GpuPanel(queue, monitor, settings)
+sent = 0
+send = panel._send
+def counted(message, points):
+    global sent
+    sent += 1
+    send(message, points)
+panel._send = counted
 """
 SHOW = "panel"
 STATUS = "print(panel.working, bool(wanted))"
+SENT = "print(sent)"
+THREADS = """
+import threading
+print(sum(thread.name == 'gpusched-panel' for thread in threading.enumerate()))
+"""
+NONE = """
+blind = Settings.load({'backend': 'nvidia-smi', 'nvidia_smi': '/nonexistent/nvidia-smi'})
+GpuPanel(queue, Monitor(blind), settings)
+"""
 BUSY = """
 import os
 turns = 0
@@ -42,6 +59,7 @@ while turns % 100_000 or not os.path.exists({seen!r}):
     turns += 1
 """
 SPACER = "from IPython.display import HTML; HTML('<div style=\"height: 4000px\">far</div>')"
+LONG_S = 150.0
 EVIL = "<img src=x onerror=\"document.title='owned'\">"
 
 
@@ -70,14 +88,20 @@ class Desk:
 
     def wait_working(self, working: bool) -> None:
         """Whether the panel has its thread, and wants readings."""
-        wait_until(lambda: self.lab.ask(STATUS).split() == [str(working)] * 2, 20, str(working))
+        wait_until(lambda: self.lab.ask(STATUS).split() == [str(working)] * 2, LONG_S, str(working))
 
 
 @pytest.fixture
-def desk(browser: Any, server: tuple[str, Path], tmp_path: Path, state_dir: Path) -> Iterator[Desk]:
+def desk(
+    browser: Any,
+    server: tuple[str, Path],
+    tmp_path: Path,
+    state_dir: Path,
+    request: pytest.FixtureRequest,
+) -> Iterator[Desk]:
     from browser.lab import Lab
 
-    script = FakeScript(tmp_path / "fake.json", gpus=2)
+    script = FakeScript(tmp_path / "fake.json", gpus=getattr(request, "param", 2))
     explicit = {
         "state_dir": str(state_dir),
         "fake": str(script.path),
@@ -86,7 +110,8 @@ def desk(browser: Any, server: tuple[str, Path], tmp_path: Path, state_dir: Path
     }
     base, folder = server
     seen = tmp_path / "seen"
-    cells = [SETUP.format(explicit=explicit), SHOW, BUSY.format(seen=str(seen)), SPACER]
+    busy = BUSY.format(seen=str(seen))
+    cells = [SETUP.format(explicit=explicit), SHOW, busy, SPACER, SHOW, NONE]
     lab = Lab(browser, base, folder / f"{tmp_path.name}.ipynb", cells)
     desk = Desk(lab, Queue(Settings.load(explicit)), script, seen)
     lab.run(0)
@@ -148,7 +173,7 @@ def test_its_buttons_steer_the_queue(desk: Desk, shoot: Callable[[Any, str], Pat
     desk.row(first).get_by_text("waiting").wait_for()
     desk.button(third, "up").click()
     desk.button(third, "up").click()
-    wait_until(lambda: desk.queue.show(third.id).priority == 2, what="priority 2")
+    wait_until(lambda: desk.queue.show(third.id).priority == 2, LONG_S, "priority 2")
     desk.panel.locator("tr.gsq-row").first.get_by_text("third").wait_for()
     desk.panel.get_by_role("button", name="Drain").click()
     desk.panel.get_by_role("button", name="Resume").wait_for()
@@ -164,7 +189,7 @@ def test_its_buttons_steer_the_queue(desk: Desk, shoot: Callable[[Any, str], Pat
     desk.panel.get_by_text("The list has just moved").wait_for()
     assert desk.queue.show(fourth.id).state is JobState.PENDING
     desk.button(fourth, "cancel").click()
-    wait_until(lambda: desk.queue.show(fourth.id).state is JobState.CANCELLED, what="cancelled")
+    wait_until(lambda: desk.queue.show(fourth.id).state is JobState.CANCELLED, LONG_S, "cancelled")
     desk.row(fourth).wait_for(state="detached")
 
     # By keyboard, and none of it reaches the notebook's own shortcuts.
@@ -173,7 +198,7 @@ def test_its_buttons_steer_the_queue(desk: Desk, shoot: Callable[[Any, str], Pat
     desk.lab.page.keyboard.press("ArrowDown")
     assert desk.lab.page.evaluate("() => document.activeElement.dataset.verb") == "cancel"
     desk.lab.page.keyboard.press("Enter")
-    wait_until(lambda: desk.queue.show(first.id).state is JobState.CANCELLED, what="cancelled")
+    wait_until(lambda: desk.queue.show(first.id).state is JobState.CANCELLED, LONG_S, "cancelled")
     assert desk.lab.active_cell() == cell
     desk.row(first).wait_for(state="detached")
     assert desk.queue.show(second.id).state is JobState.PENDING
@@ -183,9 +208,9 @@ def test_its_buttons_steer_the_queue(desk: Desk, shoot: Callable[[Any, str], Pat
     desk.lab.wait_kernel("busy")
     desk.button(second, "cancel").click()
     busy = desk.row(second).locator("button[data-verb=cancel][aria-busy=true]")
-    wait_until(lambda: busy.count() or not desk.row(second).count(), what="shown as waiting")
+    wait_until(lambda: busy.count() or not desk.row(second).count(), LONG_S, "shown as waiting")
     desk.seen.touch()
-    wait_until(lambda: desk.queue.show(second.id).state is JobState.CANCELLED, what="cancelled")
+    wait_until(lambda: desk.queue.show(second.id).state is JobState.CANCELLED, LONG_S, "cancelled")
     assert desk.lab.errors == []
 
 
@@ -208,6 +233,19 @@ def test_a_reload_keeps_it_alive_and_a_restart_shows(
     assert held.get_attribute("aria-disabled") == "true"
     shoot(desk.lab.page, "panel-stale")
 
+    # Opened again without that kernel: the picture that was saved, and no error in its place.
+    saved = desk.lab.save().cells[1].outputs
+    assert ["application/vnd.jupyter.widget-view+json" in out.data for out in saved] == [
+        True,
+        False,
+    ]
+    desk.lab.open()
+    still = desk.lab.output(1).locator(".gsq-still")
+    still.get_by_text("as it was at").wait_for()
+    assert still.locator("svg").count() == 2
+    assert "Error" not in desk.lab.output(1).inner_text()
+    shoot(desk.lab.page, "panel-reopened")
+
 
 def test_a_closed_or_hidden_panel_does_no_work(
     desk: Desk, shoot: Callable[[Any, str], Path]
@@ -223,6 +261,11 @@ def test_a_closed_or_hidden_panel_does_no_work(
         return nb.scrollToItem(3, 'end') }"""
     )
     desk.wait_working(False)
+    sent = desk.lab.ask(SENT)
+    desk.submit("unseen")
+    desk.script.busy(0, utilization=0.5)
+    assert desk.lab.ask(f"time.sleep(1)\n{SENT}") == sent, "nothing is sent to nobody"
+    desk.script.raw('{"problem": "driver lost"}')
     desk.panel.scroll_into_view_if_needed()
     desk.wait_pill("not readable")
     desk.wait_working(True)
@@ -231,6 +274,74 @@ def test_a_closed_or_hidden_panel_does_no_work(
     )
     desk.wait_working(False)
     assert desk.lab.errors == []
+
+
+def test_shown_twice_and_in_two_pages_it_works_once(
+    desk: Desk, browser: Any, server: tuple[str, Path], shoot: Callable[[Any, str], Path]
+) -> None:
+    from browser.lab import Lab
+
+    lab = desk.lab
+    lab.run(4)
+    again = lab.output(4).locator(".gsq")
+    again.locator(".gsq-pill", has_text="live").wait_for()
+    lab.save()
+    other = Lab(browser, server[0], lab.path)
+    mirror = other.output(1).locator(".gsq")
+    mirror.locator(".gsq-pill", has_text="live").wait_for()
+    job = desk.submit("shared")
+    for shown in (desk.panel, again, mirror):
+        shown.locator("tr.gsq-row", has_text="shared").wait_for()
+    assert other.ask(THREADS).split() == ["1"]
+    hold = mirror.locator("tr.gsq-row", has_text="shared").locator("button[data-verb=hold]")
+    hold.click()
+    wait_until(lambda: desk.queue.show(job.id).held, LONG_S, "held")
+    shoot(other.page, "panel-two-pages")
+    other.page.close()
+    lab.page.bring_to_front()
+    desk.row(job).get_by_text("held", exact=True).first.wait_for()
+    assert lab.errors == []
+
+
+@pytest.mark.parametrize("desk", [8], indirect=True)
+def test_eight_gpus_and_ten_thousand_jobs(desk: Desk, shoot: Callable[[Any, str], Path]) -> None:
+    page = desk.lab.page
+    for place in range(8):
+        desk.script.busy(place, utilization=0.1 + place / 10, memory=f"{4 + 4 * place}GiB")
+    with desk.queue.store.writing():
+        for number in range(10_000):
+            desk.submit(f"sweep {number}", priority=number % 3)
+    desk.panel.get_by_text("10000 waiting").wait_for()
+    assert desk.panel.locator(".gsq-card").count() == 8
+    assert desk.panel.locator("tr.gsq-row").count() == 200
+    desk.panel.locator(".gsq-card").nth(7).get_by_text("80\u202f%", exact=True).wait_for()
+    shoot(page, "panel-many")
+    desk.panel.get_by_role("button", name="next page").click()
+    desk.panel.get_by_text("400 of 10000").wait_for()
+    desk.script.free(3)
+    desk.panel.locator(".gsq-card").nth(3).get_by_text("0\u202f%", exact=True).wait_for()
+    # Whoever cannot see the colours is told the same: names, states and what a button does.
+    card = desk.panel.get_by_role("group", name="GPU 3, Fake A100")
+    assert card.get_by_role("img").get_attribute("aria-label").startswith("GPU 3, last")
+    assert desk.panel.get_by_role("button", name="cancel job").count() == 200
+    assert desk.panel.get_by_role("columnheader", name="State").count() == 1
+    desk.lab.command("apputils:change-theme", {"theme": "JupyterLab Dark"})
+    page.set_viewport_size({"width": 700, "height": 1300})
+    page.wait_for_function("() => document.querySelector('.gsq').clientWidth < 450")
+    shoot(page, "panel-many-narrow")
+    desk.lab.command("apputils:change-theme", {"theme": "JupyterLab Light"})
+    assert desk.lab.errors == []
+
+
+def test_no_gpu_is_no_error(desk: Desk, shoot: Callable[[Any, str], Path]) -> None:
+    desk.lab.run(5)
+    blind = desk.lab.output(5).locator(".gsq")
+    blind.locator(".gsq-pill", has_text="no GPU").wait_for()
+    blind.get_by_text("Jobs wait until a GPU can be read").wait_for()
+    desk.lab.page.evaluate(
+        "() => { const nb = window.jupyterapp.shell.currentWidget.content; nb.scrollToItem(5) }"
+    )
+    shoot(desk.lab.page, "panel-no-gpu")
 
 
 def _kernel_is_busy(desk: Desk) -> bool:
