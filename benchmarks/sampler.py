@@ -1,15 +1,18 @@
-"""What watching costs: the sampler at 1 Hz on 8 scripted GPUs, held against 0.1 % of a core.
+"""What watching costs: the sampler at 1 Hz on 8 GPUs, held against 0.1 % of a core.
 
-Run it with ``python benchmarks/sampler.py [seconds]``. It prints, for the process that reads and
-for one that adopts its readings, the share of one core; the time of a reading on demand; and the
-memory of an hour of history. A real driver's own cost is not in these figures: they are what this
-program adds.
+Run it with ``python benchmarks/sampler.py [seconds] [--rounds N]``. Real NVML calls through
+nvidia-ml-py into a library of our own that plays 8 GPUs with 2 processes each, whose memory stays;
+process lists are wanted at 1 Hz, as while a job waits. In each round: one process alone, then three
+that share one reader's readings; and one that reads 8 AMD cards from files like the kernel's.
+Figures are CPU time of whole processes, the least and the median of the rounds: a busy machine only
+ever adds. A real driver's own cost is not in them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -21,9 +24,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpusched_ipy.backends import Detail
-from gpusched_ipy.backends.fake import FakeBackend
-from gpusched_ipy.config import Settings
+from monitoring import machine
+
+from gpusched_ipy.backends import Detail, Detected
+from gpusched_ipy.backends.amd import AmdBackend
+from gpusched_ipy.backends.nvml import NvmlBackend
+from gpusched_ipy.config import Clock, Settings
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.monitor.recent import HISTORY_S, Recent
 
@@ -32,55 +38,75 @@ LIMIT = 0.001  # of one core
 GIB = 2**30
 
 
-def write_script(folder: Path) -> Path:
-    """Eight busy GPUs with two processes each."""
-    path = folder / "fake.json"
-    gpus = [
-        {
-            "uuid": f"GPU-{place}",
-            "utilization": 0.9,
-            "memory_total": "80GiB",
-            "memory_used": "30GiB",
-            "temperature": 61,
-            "power": 400,
-            "processes": [
-                {"pid": 1000 * place + k, "user": "u", "name": "python", "memory": "15GiB"}
-                for k in (1, 2)
-            ],
-        }
-        for place in range(GPUS)
-    ]
-    path.write_text(json.dumps({"gpus": gpus}))
-    return path
-
-
 def open_monitor(folder: Path) -> Monitor:
     """A monitor that shares its readings with the other processes of this benchmark."""
-    return Monitor(Settings(fake=folder / "fake.json"), None, folder / "state")
+    if not (folder / "sys").is_dir():
+        return Monitor(Settings(backend="nvml"), None, folder / "state")
+
+    def choose(_settings: Settings, clock: Clock) -> Detected:
+        return Detected(AmdBackend(folder, clock), ())
+
+    return Monitor(Settings(), None, folder / "state", choose=choose)
 
 
-def share(folder: Path, seconds: float) -> dict[str, Any]:
-    """The share of one core that this process takes while it samples at 1 Hz."""
+def write_amd(root: Path) -> Path:
+    """The files of 8 cards, as far as a light reading looks at them."""
+    for place in range(GPUS):
+        device = root / f"sys/class/drm/card{place}/device"
+        files = {
+            "vendor": "0x1002",
+            "device": "0x740c",
+            "uevent": f"DRIVER=amdgpu\nPCI_SLOT_NAME=0000:{place + 1:02x}:00.0",
+            "unique_id": f"abcdef012345678{place}",
+            "gpu_busy_percent": str(10 * place),
+            "mem_info_vram_total": str(64 * GIB),
+            "mem_info_vram_used": str((place + 1) * GIB),
+            "mem_info_gtt_total": str(32 * GIB),
+            "power/runtime_status": "active",
+        }
+        for name, text in files.items():
+            path = device / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{text}\n")
+    return root
+
+
+def share(folder: Path, seconds: float, detail: Detail) -> dict[str, Any]:
+    """The share of one core that this process takes; it goes on until its input ends."""
     monitor = open_monitor(folder)
-    with monitor.wanting("benchmark", 1.0, Detail.PROCESSES):
-        threading.Event().wait(1.5)  # the backend is chosen and the first reading taken
+    with monitor.wanting("benchmark", 1.0, detail):
+        threading.Event().wait(2.5)  # the backend is chosen and the first readings taken
         seen = len(monitor.history(3600))
         cpu, wall = time.process_time(), time.perf_counter()
         threading.Event().wait(seconds)
         used = (time.process_time() - cpu) / (time.perf_counter() - wall)
         seen = len(monitor.history(3600)) - seen
-        sharing = monitor.sharing
+        result = {"share": used, "readings": seen, "sharing": monitor.sharing}
+        latest = monitor.latest(detail)
+        print(json.dumps(result), flush=True)
+        sys.stdin.read()
     monitor.stop()
-    return {"share": used, "readings": seen, "sharing": sharing}
+    assert latest is not None
+    assert latest.problem is None, latest.problem
+    assert len(latest.gpus) == GPUS
+    return result
 
 
-def shared(folder: Path, seconds: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The same of this process and of a second one that lives on its readings."""
-    command = [sys.executable, __file__, "--adopt", str(folder), str(seconds)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        mine = share(folder, seconds + 1)
-        answer, _ = other.communicate()
-    return mine, json.loads(answer)
+def members(folder: Path, seconds: float, count: int, detail: Detail) -> list[dict[str, Any]]:
+    """What each of some processes takes that sample at the same time."""
+    running = []
+    for _ in range(count):
+        argv = [sys.executable, __file__, str(seconds), "--member", str(folder)]
+        argv += ["--detail", detail.name]
+        pipe = subprocess.PIPE
+        running.append(subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True))
+        time.sleep(0.4)
+    results = [json.loads(process.stdout.readline()) for process in running if process.stdout]
+    for process in running:
+        process.communicate()
+    if any(process.returncode for process in running):
+        raise SystemExit("a process of the benchmark has failed")
+    return results
 
 
 def on_demand(folder: Path, rounds: int = 300) -> float:
@@ -95,9 +121,9 @@ def on_demand(folder: Path, rounds: int = 300) -> float:
     return statistics.median(spent)
 
 
-def history_bytes(folder: Path) -> int:
+def history_bytes() -> int:
     """Memory of an hour of readings at 1 Hz."""
-    snapshot = FakeBackend(folder / "fake.json").read()
+    snapshot = NvmlBackend().read()
     tracemalloc.start()
     recent = Recent()
     for second in range(int(HISTORY_S)):
@@ -116,34 +142,52 @@ def history_bytes(folder: Path) -> int:
     return size
 
 
-def report(folder: Path, seconds: float) -> None:
-    """Measure and print."""
-    write_script(folder)
-    print(f"{GPUS} scripted GPUs with 2 processes each, 1 Hz, {seconds:.0f} s a measurement")
-    alone = share(folder, seconds)
-    mine, other = shared(folder, seconds)
-    for title, result in (("alone", alone), ("one of two", mine), ("the other of two", other)):
-        verdict = "within" if result["share"] <= LIMIT else "ABOVE"
-        print(
-            f"{title:22} {result['share']:8.4%} of a core, {verdict} {LIMIT:.1%}"
-            f" ({result['readings']} readings; {result['sharing']})"
-        )
-    print(f"{'a reading on demand':22} {on_demand(folder) * 1e3:8.2f} ms median")
-    print(f"{'an hour of history':22} {history_bytes(folder) / 2**20:8.1f} MiB")
+def report(folder: Path, seconds: float, rounds: int) -> bool:
+    """Measure and print; whether all is within the limit."""
+    found: dict[str, list[float]] = {}
+    for number in range(rounds):
+        for detail in (Detail.PROCESSES, Detail.LOAD):
+            (alone,) = members(folder / f"a{number}{detail.name}", seconds, 1, detail)
+            found.setdefault(f"alone, {detail.name.lower()}", []).append(alone["share"])
+        (amd,) = members(write_amd(folder / f"c{number}"), seconds, 1, Detail.LOAD)
+        found.setdefault("alone, AMD files, load", []).append(amd["share"])
+        three = members(folder / f"b{number}", seconds, 3, Detail.PROCESSES)
+        reads = [result["share"] for result in three if "adopts" not in result["sharing"]]
+        lives = [result["share"] for result in three if "adopts" in result["sharing"]]
+        assert len(reads) == 1, [result["sharing"] for result in three]
+        found.setdefault("reads for three, processes", []).extend(reads)
+        found.setdefault("lives on its readings", []).extend(lives)
+    print(
+        f"{GPUS} GPUs with 2 processes each, 1 Hz, {rounds} rounds of {seconds:.0f} s; of a core:"
+    )
+    for title, values in found.items():
+        verdict = "within" if min(values) <= LIMIT else "ABOVE"
+        print(f"{title:28} {min(values):8.4%}  median {statistics.median(values):8.4%}  {verdict}")
+    print(f"{'a reading on demand':28} {on_demand(folder) * 1e3:8.2f} ms median")
+    print(f"{'an hour of history':28} {history_bytes() / 2**20:8.1f} MiB")
+    return all(min(values) <= LIMIT for values in found.values())
 
 
-def main() -> None:
-    """Run the benchmark, or its second process."""
+def main() -> int:
+    """Run the benchmark, or one of its processes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("seconds", nargs="?", type=float, default=20.0)
-    parser.add_argument("--adopt", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("seconds", nargs="?", type=float, default=15.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--member", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--detail", default="PROCESSES", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.adopt is not None:
-        print(json.dumps(share(given.adopt, given.seconds)))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        report(Path(folder), given.seconds)
+    if given.member is not None:
+        share(given.member, given.seconds, Detail[given.detail])
+        return 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if "FAKE_NVML_STATE" not in os.environ:  # the library is found by a new process only
+            again = [sys.executable, __file__, str(given.seconds), "--rounds", str(given.rounds)]
+            return subprocess.run(
+                again, env={**os.environ, **machine(folder)}, check=False
+            ).returncode
+        return 0 if report(folder, given.seconds, given.rounds) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
