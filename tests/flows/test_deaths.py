@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from helpers import FakeScript, wait_until
 
-from gpusched_ipy.agent import running_agent
+from gpusched_ipy.agent import ask_to_leave, running_agent
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Instant, Settings, SystemClock
 from gpusched_ipy.job import Job, JobState, Request
@@ -261,8 +261,10 @@ def test_the_table_of_kill_9(queue: Queue, tmp_path: Path) -> None:
     runs.begun()
     trace = tmp_path / "trace"
     code = (
-        f"import os, time; f = open({str(trace)!r}, 'a'); n = os.environ['GPUSCHED_JOB_NAME']\n"
-        "f.write('<' + n); f.flush(); time.sleep(0.1); f.write(n + '>')"
+        "import os, time; n = os.environ['GPUSCHED_JOB_NAME']\n"
+        f"alone = 'end' in open({str(tmp_path / 'A.notes')!r}).read()\n"
+        f"f = open({str(trace)!r}, 'a'); f.write('<' + n if alone else 'beside A'); f.flush()\n"
+        "time.sleep(0.1); f.write(n + '>')"
     )
     queued = [queue.submit([PYTHON, "-c", code], name=name) for name in "BCD"]
     wait_until(lambda: all(queue.show(job.id).reason for job in queued))
@@ -284,3 +286,46 @@ def test_the_table_of_kill_9(queue: Queue, tmp_path: Path) -> None:
         "goes on by itself": [end.state for end in ends[1:]] == ["completed"] * 3,
     }
     assert columns == dict.fromkeys(columns, True)
+
+
+def test_what_a_launcher_has_started_keeps_its_gpu_from_other_containers(
+    queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its shim and its leader are killed; it has closed every descriptor but 0, 1 and 2."""
+    locks = tmp_path / "locks"
+    locks.mkdir(mode=0o700)
+    monkeypatch.setenv("GPUSCHED_LOCK_DIR", str(locks))
+    go, pids = tmp_path / "go", tmp_path / "pids"
+    wait = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)"
+    launch = (
+        "import os, subprocess, sys\n"
+        "assert sys.stdin.read() == ''\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {wait!r}])\n"
+        f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}\\n')\n"
+        "child.wait()"
+    )
+    here = Queue(Settings.load())
+    job = here.submit([PYTHON, "-c", launch])
+    wait_until(lambda: pids.exists() and pids.read_text().endswith("\n"), what="it has launched")
+    leader, child = map(int, pids.read_text().split())
+    for pid in (shim_pid(here, here.show(job.id)), leader):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not _runs(leader), what="the leader is gone")
+    assert _runs(child)
+
+    there = Queue(Settings.load({"state_dir": str(tmp_path / "other")}))
+    try:
+        other = there.submit(["true"])
+        wait_until(
+            lambda: "a process left by one" in str(there.show(other.id).reason),
+            what="the other one waits for what is left",
+        )
+        assert here.show(job.id).state is JobState.RUNNING
+        go.touch()
+        assert there.wait(other.id, timeout=30)[0].state is JobState.COMPLETED
+        assert here.wait(job.id, timeout=30)[0].state is JobState.LOST
+        ask_to_leave(agent_pid(there), there.state)
+    finally:
+        go.touch()
+        for found in (here, there):
+            found.store.close()
