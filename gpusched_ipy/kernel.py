@@ -77,7 +77,10 @@ class KernelSession:
         self.front = front
         self.watch = watch
         self.settings = settings
-        self.store = Store(open_state_dir(settings))
+        state = open_state_dir(settings)
+        if state.note is not None:  # once for each kernel: it decides what the user finds again
+            front.tell(f"gpuqueue: {state.note}")
+        self.store = Store(state)
         self._log = log_to(self.store.state.root / "kernel.log")
         self.membership = Membership(self.store.state)
         self.store.join(self.membership.key, "kernel", front.owner)

@@ -145,6 +145,31 @@ print(json.dumps(traces(shell)))
     assert json.loads(out.splitlines()[-1]) == NOTHING
 
 
+def test_a_home_of_another_host_is_said_once(tmp_path: Path) -> None:
+    script = """
+import gpusched_ipy.statedir as statedir
+mounts = [line.partition(" - ")[2].split()[0] for line in statedir._mounts()]
+statedir._NETWORK = tuple(mounts)  # every disk of this machine passes for one of another host
+statedir.LOCAL = statedir.Path(HERE)
+import sys; sys.stderr = sys.stdout
+shell.extension_manager.load_extension("gpusched_ipy")
+for _ in range(2):
+    shell.run_cell("%gpuq list --json")
+"""
+    if sys.platform != "linux":
+        pytest.skip("only Linux tells what is mounted")
+    home = {
+        "HOME": str(tmp_path),
+        "XDG_STATE_HOME": str(tmp_path / "xdg"),
+        "GPUSCHED_STATE_DIR": "",
+    }
+    out = in_ipython(script.replace("HERE", repr(str(tmp_path / "local"))), tmp_path, **home)
+    assert out.count("is on a network file system") == 1
+    assert str(tmp_path / "local") in out
+    assert out.count("[]") == 2
+    assert not (tmp_path / "xdg").exists()
+
+
 @pytest.mark.kernel
 def test_reloading_loses_no_queued_cell(tmp_path: Path) -> None:
     with started(tmp_path) as kernel:
