@@ -40,7 +40,7 @@ nbval: $(VENV)/.dev $(VENV)/.torch
 # The kernel runs on ipykernel 6.29 and IPython 8; the tests themselves stay in $(VENV).
 test-old-kernel: $(VENV)/.dev $(VENV)/.old-kernel
 	GPUSCHED_KERNEL_PYTHON=$(CURDIR)/$(VENV)/old-kernel/bin/python $(BIN)/python -m pytest \
-	  tests/test_cells.py tests/test_magics.py tests/test_extension.py
+	  $(PYTEST_ARGS) tests/test_cells.py tests/test_magics.py tests/test_extension.py
 
 setup: $(VENV)/.dev
 
