@@ -95,16 +95,12 @@ class Agent:
                 idle_since = time.monotonic()
                 now_and_then(store, self._settings, SystemClock().now().wall)
             lingered = time.monotonic() - idle_since >= LINGER_S
-            if lingered and not self._stays and self._leave(store, scheduler):
+            if lingered and not self._stays and self._leave(scheduler):
                 return
 
-    def _leave(self, store: Store, scheduler: Scheduler) -> bool:
+    def _leave(self, scheduler: Scheduler) -> bool:
         """Decide to leave under the queue lock: no submit can slip in between."""
-        with store.writing():
-            if not scheduler.idle:
-                return False
-            self._lock.release()
-            return True
+        return scheduler.if_idle(self._lock.release)
 
 
 def running_agent(state: StateDir, store: Store) -> int | None:

@@ -11,7 +11,7 @@ import logging
 import os
 import select
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -378,6 +378,15 @@ class Scheduler:
         with self._mutex:
             self._open.refresh()
             return not any(job.kind in self._runners for job in self._open.jobs.values())
+
+    def if_idle(self, leave: Callable[[], None]) -> bool:
+        """Call ``leave`` under the queue lock if nothing is open here; whether it was called."""
+        # In the order in which a round takes them: the other way about two threads wait for ever.
+        with self._mutex, self.store.writing():
+            if not self.idle:
+                return False
+            leave()
+            return True
 
     # -- inside
 
