@@ -77,6 +77,13 @@ class Desk:
         """A cell's job that nobody can start: its kernel does not exist."""
         return self.queue.submit(kind=JobKind.CELL, code="pass", name=name, home="none", **fields)
 
+    def fail(self, name: str) -> None:
+        """A job that begins on the first GPU, and fails."""
+        store, job = self.queue.store, self.submit(name)
+        claimed = store.claim(job, ("GPU-fake-0",), member="none")
+        store.take_over(job.id, epoch=claimed.epoch, claimed_by="none", member="none")
+        store.finish_if_active(job.id, epoch=claimed.epoch, state=JobState.FAILED)
+
     def row(self, job: Job) -> Any:
         return self.panel.locator("tr.gsq-row", has_text=f"#{job.id}")
 
@@ -263,12 +270,17 @@ def test_a_closed_or_hidden_panel_does_no_work(
     desk.wait_working(False)
     sent = desk.lab.ask(SENT)
     desk.submit("unseen")
+    desk.fail("gone wrong")
     desk.script.busy(0, utilization=0.5)
     assert desk.lab.ask(f"time.sleep(1)\n{SENT}") == sent, "nothing is sent to nobody"
     desk.script.raw('{"problem": "driver lost"}')
     desk.panel.scroll_into_view_if_needed()
     desk.wait_pill("not readable")
     desk.wait_working(True)
+    news = desk.panel.locator(".gsq-news")
+    news.get_by_text("1 ended meanwhile, 1 not well").wait_for()
+    desk.panel.hover()
+    news.wait_for(state="hidden")
     desk.lab.page.evaluate(
         "() => window.jupyterapp.shell.currentWidget.content.model.cells.get(1).outputs.clear()"
     )

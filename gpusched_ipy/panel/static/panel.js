@@ -17,6 +17,7 @@ class Panel {
     this.opened = performance.now();
     this.cursor = null;
     this.visible = false;
+    this.away = null; // since when nobody has seen the panel, s; until the next look at the news
     this.skew = 0; // kernel's clock minus this page's, s
     this.build(el);
     this.receive = (message, buffers) => this.onMessage(message, buffers);
@@ -37,6 +38,7 @@ class Panel {
 
   build(el) {
     this.pill = h("span", { class: "gsq-pill" });
+    this.news = h("span", { class: "gsq-news", role: "status", hidden: "" });
     this.source = h("span", { class: "gsq-dim gsq-ellipsis" });
     this.banner = h("p", { class: "gsq-banner", hidden: "" });
     this.grid = h("div", { class: "gsq-grid" });
@@ -46,9 +48,10 @@ class Panel {
     this.node = h("div", { class: "gsq", role: "region", "aria-label": "GPU panel",
       "data-lm-suppress-shortcuts": "true" },
       h("div", { class: "gsq-in" },
-        h("header", { class: "gsq-top" }, h("h3", { text: "GPUs" }), this.pill, this.source),
+        h("header", { class: "gsq-top" }, h("h3", { text: "GPUs" }), this.pill, this.news, this.source),
         this.banner, this.grid, this.queue.node, this.note));
     this.queue.node.hidden = true;
+    this.node.addEventListener("pointerenter", () => this.showNews([]));
     el.append(this.node);
     this.show();
   }
@@ -129,6 +132,7 @@ class Panel {
     this.order.forEach((key, i) => { this.cards.get(key).spans = state.spans.filter((s) => s.gpu === i); });
     this.queue.node.hidden = false;
     this.queue.update(state, this.now());
+    if (this.away && this.visible) this.showNews(state.spans.filter((span) => span.end !== null && span.end > this.away));
     setText(this.source, state.absent ? "" : (this.alike || "") + state.source);
     this.source.title = this.source.textContent;
     this.show();
@@ -156,6 +160,15 @@ class Panel {
     this.grid.classList.toggle("gsq-many", many);
     this.grid.classList.toggle("gsq-alike", many && models.size === 1);
     this.alike = many && models.size === 1 ? `${keys.length} × ${[...models][0]} · ` : "";
+  }
+
+  // What has ended since nobody could see the panel; gone when the pointer comes.
+  showNews(spans) {
+    const ended = new Map(spans.map((span) => [span.id, span.state]));
+    const bad = [...ended.values()].filter((state) => state !== "completed").length;
+    if (!ended.size) this.away = null;
+    setText(this.news, ended.size ? `${ended.size} ended meanwhile${bad ? `, ${bad} not well` : ""}` : "");
+    this.news.hidden = !ended.size;
   }
 
   moveCursor(card, cursor) {
@@ -268,7 +281,10 @@ class Panel {
     if (visible !== this.visible) {
       this.visible = visible;
       if (visible) this.wake();
-      else this.send({ t: "hide" });
+      else {
+        this.away = this.away || this.now();
+        this.send({ t: "hide" });
+      }
     }
     if (!visible) return;
     if (this.heard === null && performance.now() - (this.asked || 0) > BEAT_MS) this.hello();
