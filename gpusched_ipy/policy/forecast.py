@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, inf, isfinite
+from statistics import median
 from typing import Unpack
 
 from gpusched_ipy.config import Instant, Settings
@@ -76,11 +77,13 @@ def forecast(
     scene = _Scene(facts, active, estimates)
     pieces = scene.in_order(_ordered(line, facts, scene.stands), limit)
     courses = max(COURSES[0], min(COURSES[1], BUDGET // max(1, len(pieces))))
-    starts: list[list[float]] = [[] for _ in pieces]
-    for course in range(courses):
-        for found, at in zip(starts, scene.play(pieces, course), strict=True):
-            found.append(at)
-    return dict(_forecasts(pieces, starts, now.wall, scene))
+    starts = scene.starts(pieces, range(courses))
+    passed: dict[int, float] = {}
+    if settings.order == "shortest":
+        in_turn = scene.in_order(line.fair(facts, scene.stands), limit)
+        found = scene.starts(in_turn, range(COURSES[0]))
+        passed = {one.piece.job_id: median(at) for one, at in zip(in_turn, found, strict=True)}
+    return dict(_forecasts(pieces, starts, now.wall, scene, passed))
 
 
 def _ordered(line: Line, facts: Facts, stands: Callable[[Job], bool]) -> Iterator[Job]:
@@ -143,6 +146,14 @@ class _Scene:
                 ready += waiting.pop(one.piece.job_id, [])
             if limit is not None and len(found) >= limit:
                 break
+        return found
+
+    def starts(self, pieces: Sequence[_Drawn], courses: Iterable[int]) -> list[list[float]]:
+        """The starts of each job in several courses of things, s from now."""
+        found: list[list[float]] = [[] for _ in pieces]
+        for course in courses:
+            for starts, at in zip(found, self.play(pieces, course), strict=True):
+                starts.append(at)
         return found
 
     def play(self, pieces: Sequence[_Drawn], course: int) -> Iterator[float]:
@@ -243,14 +254,24 @@ def _draw(number: int, course: int) -> int:
 
 
 def _forecasts(
-    pieces: Sequence[_Drawn], starts: Sequence[list[float]], wall: float, scene: _Scene
+    pieces: Sequence[_Drawn],
+    starts: Sequence[list[float]],
+    wall: float,
+    scene: _Scene,
+    passed: Mapping[int, float],
 ) -> Iterator[tuple[int, ExpectedStart]]:
-    """Each start in words; ``runs`` is the fewest behind any job that runs or is ahead."""
+    """Each start; ``runs`` is the fewest behind any job that runs or is ahead.
+
+    Args:
+        passed: when a job would start if all were served in turn: shorter ones that come later
+            may pass it until about then.
+    """
     rests_on = [drawn.known.runs for drawn in scene.running if drawn.known is not None]
     fewest = min(rests_on) if rests_on else None
     for drawn, found in zip(pieces, starts, strict=True):
         found.sort()
         low, at, high = (found[int(share * (len(found) - 1) + 0.5)] for share in (LOW, 0.5, HIGH))
+        high = max(high, passed.get(drawn.piece.job_id, 0.0))
         if isfinite(high):
             runs = None if high == 0.0 else fewest
             expected = ExpectedStart(at=wall + at, low=wall + low, high=wall + high, runs=runs)
