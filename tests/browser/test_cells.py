@@ -26,7 +26,7 @@ import sys
 print('to stdout')
 print('to stderr', file=sys.stderr)
 from matplotlib.figure import Figure
-figure = Figure(figsize=(2, 1)); figure.subplots().plot([1, 3, 2])
+figure = Figure((3, 1.5), layout="constrained"); figure.subplots().plot([1, 3, 2])
 from IPython.display import Image
 import io
 stream = io.BytesIO(); figure.savefig(stream, format='png'); display(Image(stream.getvalue()))
