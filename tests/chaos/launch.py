@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ def instrument(kind: str) -> None:
     from gpusched_ipy import summon
     from tests.chaos import failpoints
 
+    faulthandler.register(signal.SIGUSR2)  # says where its threads are
     summon.python_argv = argv_of
     if kind in ("agent", "commander"):
         from gpusched_ipy.runners import command

@@ -236,6 +236,18 @@ class Run:
             self._bury()
             time.sleep(0.05)
         self._wrong += [f"I5 process left: {process}" for process in left]
+        if left:
+            self._show_where(left)
+
+    def _show_where(self, left: list[Process]) -> None:
+        """Let those who do not leave say what they are doing."""
+        for process in left:
+            if process.kind in (*members.MEMBERS, "agent", "shim"):
+                send(process, signal.SIGUSR2)
+        time.sleep(1.0)
+        for log in (self.folder / "members.log", *(box / "agent.log" for box in self.boxes)):
+            if log.exists():
+                self._say(f"-- {log.name}\n" + "\n".join(log.read_text().splitlines()[-60:]))
 
     # -- processes
 
