@@ -6,8 +6,8 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 
-from gpusched_ipy.job import ACTIVE, FINAL, Job
 from gpusched_ipy.chronicle import Chronicle
+from gpusched_ipy.job import ACTIVE, FINAL, Job
 from gpusched_ipy.lookup import OPEN_STATES
 from gpusched_ipy.rows import to_job
 

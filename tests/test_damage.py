@@ -42,9 +42,7 @@ def flip(record: StateDir, job: int) -> None:
     db.close()
 
 
-def test_one_damaged_job_stops_neither_lists_nor_queue(
-    queue: Queue, fake: FakeScript
-) -> None:
+def test_one_damaged_job_stops_neither_lists_nor_queue(queue: Queue, fake: FakeScript) -> None:
     fake.busy()
     done = [queue.submit(["true"], name=f"job{place}") for place in range(4)]
     pending, ended, after = done[0].id, done[1].id, done[3].id
