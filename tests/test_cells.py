@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -605,6 +607,35 @@ def test_cells_that_a_restart_has_lost_are_offered_and_queued_again_by_one_call(
         kernel.run("%gpuq wait")
         listed = json.loads(kernel.run("%gpuq list --all --json").text())
         assert [job["state"] for job in listed] == ["completed"] * 3
+
+
+def test_nobody_gets_the_gpu_of_a_stopped_kernel(tmp_path: Path) -> None:
+    with started(tmp_path) as kernel:
+        running = kernel.run(
+            "%%gpuqueue --name cell\nimport os, time\nprint(os.getpid(), flush=True)\n"
+            "while not os.path.exists('go'): time.sleep(0.01)"
+        )
+        kernel.until(lambda: running.text().endswith("\n"), "it never began", 60)
+        pid = int(running.text())
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            (tmp_path / "go").touch()
+            command = [PYTHON, "-m", "gpusched_ipy"]
+            other = subprocess.Popen(
+                [*command, "run", "--name", "other", "true"],
+                env=kernel.environment, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            assert other.stderr is not None
+            # It says why it waits, which it does not do before it has tried.
+            assert "GPU 0: job 1 (cell) is on it" in other.stderr.readline()
+            assert other.poll() is None
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert other.wait(60) == 0
+        other.stderr.close()
+        ends = json.loads(kernel.run("%gpuq list --all --json").text())
+        assert [job["state"] for job in ends] == ["completed", "completed"]
+        assert ends[1]["started_at"] >= ends[0]["ended_at"]
 
 
 def test_an_interrupt_of_the_kernel_leaves_its_commands_alone(tmp_path: Path) -> None:
