@@ -23,13 +23,14 @@ from pathlib import Path
 
 from gpusched_ipy.config import Instant, Settings
 from gpusched_ipy.job import Allocation, Job, JobKind, JobSpec, JobState, Request
-from gpusched_ipy.policy import Line, decide
+from gpusched_ipy.policy import Line, backlog_s, decide
 from gpusched_ipy.snapshot import Gpu, Snapshot
 
 CAP_S = 8 * 3600.0
 SIGMA = 1.1 / 1.96  # a lognormal error: within a factor of 3 in 95 % of the jobs
 SLOWDOWN_FLOOR_S = 10.0  # a shorter job counts as so long in the bounded slowdown
 EPOCH = 1e6  # of the simulated clock
+AGING_BACKLOG = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,15 +185,10 @@ def run_ours(jobs: Sequence[Work], gpus: int, way: Ours) -> dict[int, float]:
             backend="fake", source="replay", taken_at=0, taken_mono=moment.mono, gpus=cards
         )
         held = [*taken.values(), *given_back]
+        scene = (snapshot, held, way.settings, moment)
+        work_s = backlog_s(line, *scene) if way.settings.aging_backlog else 0.0
         decision = decide(
-            line,
-            snapshot,
-            held,
-            way.settings,
-            moment,
-            limit=0,
-            expected=expected,
-            worst_backlog_s=worst_s,
+            line, *scene, limit=0, expected=expected, worst_backlog_s=worst_s, backlog_s=work_s
         )
         worst_s = max(worst_s, decision.backlog_s)
         for start in decision.starts:
@@ -334,6 +330,8 @@ def ways(wait_s: float, steps: Sequence[float]) -> dict[str, Ours]:
         "fair, by notebook": Ours(Settings(), owners=True),
         "shortest, learned": Ours(Settings(order="shortest"), walltimes=False, guesses=True),
     }
+    by_work = Settings(aging_s=1.0, aging_backlog=AGING_BACKLOG)
+    found["priorities, by backlog"] = Ours(by_work, priorities=True)
     for step in steps:
         name = f"priorities, aging {step:g}"
         found[name] = Ours(Settings(aging_s=max(1.0, step * wait_s)), priorities=True)

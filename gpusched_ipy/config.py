@@ -221,6 +221,9 @@ class Settings:
     aging_s: float = _setting(
         600, _number(1, 1e9), "one priority step per so many seconds of waiting"
     )
+    aging_backlog: float = _setting(
+        0.0, _number(0, 10), "a step is at least this share of the time that all which waits takes"
+    )
     retry_delay_s: float = _setting(
         10, _number(0, 600), "seconds before a failed job is tried again; doubled for each next try"
     )

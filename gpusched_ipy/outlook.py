@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # How long the reading under the lock may take: a driver that hangs must not hold up other members.
 CONFIRM_S = 1.0
+# What waits is summed up at most so often: it takes as long as there are jobs.
+BACKLOG_S = 5.0
 # What keeps a job waiting that other users should know of.
 _FOR_A_GPU = frozenset({WaitCode.GPU_BUSY, WaitCode.GPU_ALLOCATED, WaitCode.QUIET, WaitCode.MEMORY})
 
@@ -63,6 +65,7 @@ class Outlook:
             ended=self._learned.saw,
         )
         self._offers = Offers()
+        self._backlog_s, self._summed_mono = 0.0, -BACKLOG_S
         self._usage = UsageTracker()
         self._excess = Excess(store, settings)
         self._once: Snapshot | None = None
@@ -140,17 +143,18 @@ class Outlook:
         known["ended"] = self.open.states_of_dependencies()
         known["drained"] = self._store.drained is not None
         known["worst_backlog_s"] = backlog.worst_s(self._store, now.wall) if shortest else 0.0
+        taken = [
+            *self._learned.with_ends(self.open.allocations(), jobs, now.mono),
+            *(_left_behind(gpu) for gpu in held),
+        ]
+        if self._settings.aging_backlog and now.mono - self._summed_mono >= BACKLOG_S:
+            self._summed_mono = now.mono
+            self._backlog_s = policy.backlog_s(
+                self.open.line, snapshot, taken, self._settings, now, **known
+            )
+        known["backlog_s"] = self._backlog_s
         decision = policy.decide(
-            self.open.line,
-            snapshot,
-            [
-                *self._learned.with_ends(self.open.allocations(), jobs, now.mono),
-                *(_left_behind(gpu) for gpu in held),
-            ],
-            self._settings,
-            now,
-            limit=limit,
-            **known,
+            self.open.line, snapshot, taken, self._settings, now, limit=limit, **known
         )
         if shortest and record:
             backlog.note(self._store, decision.backlog_s, now.wall)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpusched_ipy import backlog
@@ -88,6 +88,7 @@ class TestEstimate:
         assert by_walltime(30.0).runs == 0
         assert max(by_walltime(30.0).shares) < 30.0
 
+    @settings(deadline=None)
     @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=60))
     def test_its_shares_rise_and_enclose_what_was_seen(self, seconds: list[float]) -> None:
         found = estimate(runs(*seconds))
@@ -96,6 +97,7 @@ class TestEstimate:
         assert found.shares[0] <= max(*seconds, 0.01) * (1 + 1e-9)
         assert found.shares[-1] >= min(seconds) * (1 - 1e-9)
 
+    @settings(deadline=None)
     @given(st.floats(0, 1e5), st.floats(0, 0.999))
     def test_what_runs_goes_on(self, ran_s: float, share: float) -> None:
         assert remaining_s(known(100.0), ran_s, share) >= 0.0
@@ -321,6 +323,7 @@ class TestForecast:
         assert found[3] == pytest.approx(starts(jobs)[3], rel=0.1)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(1, 4), st.floats(0.1, 500.0), st.floats(0.0, 300.0), st.booleans()),

@@ -23,7 +23,7 @@ from gpusched_ipy.job import (
     WaitCode,
     effective_priority,
 )
-from gpusched_ipy.policy import Decision, confirm, decide
+from gpusched_ipy.policy import Decision, backlog_s, confirm, decide
 from gpusched_ipy.policy.order import Line
 from gpusched_ipy.policy.standing import Facts
 from gpusched_ipy.snapshot import Gpu, GpuProcess, Health, Snapshot
@@ -403,14 +403,17 @@ def _stream(first: Job, later: Iterator[Job], settings: Settings, run_s: float) 
         waiting.append(replace(next(later), queued_mono=mono))
         snapshot = Snapshot(backend="fake", source="test", taken_at=0, taken_mono=mono, gpus=(gpu,))
         expected = {job.id: 100.0 if job.id == first.id else run_s for job in waiting}
+        moment = Instant(mono=mono, wall=mono)
+        work_s = backlog_s(waiting, snapshot, [], settings, moment, expected=expected)
         decision = decide(
             waiting,
             snapshot,
             [],
             settings,
-            Instant(mono=mono, wall=mono),
+            moment,
             expected=expected,
             worst_backlog_s=worst,
+            backlog_s=work_s,
         )
         worst = max(worst, decision.backlog_s)
         (start,) = decision.starts
@@ -429,6 +432,15 @@ def test_a_low_priority_waits_one_aging_step_for_each_step_of_priority(
     later = (_plain(number, steps) for number in count(2))
     waited = _stream(_plain(1, 0), later, Settings(aging_s=aging_s), run_s=1.0)
     assert waited <= steps * aging_s + 1
+
+
+@pytest.mark.parametrize(("steps", "share"), [(0, 0.4), (1, 0.2), (4, 0.4)])
+def test_a_step_by_backlog_is_that_share_of_all_that_waits(steps: int, share: float) -> None:
+    later = (_plain(number, steps) for number in count(2))
+    by_work = Settings(aging_s=2.0, aging_backlog=share)
+    waited = _stream(_plain(1, 0), later, by_work, run_s=1.0)
+    # 100 s of its own and one short job are all that ever waits.
+    assert steps * 100 * share - 1 <= waited <= steps * 101 * share + 1
 
 
 @pytest.mark.parametrize("steps", [0, 2])

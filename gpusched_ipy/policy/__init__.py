@@ -6,9 +6,20 @@ from gpusched_ipy.policy.decision import (
     Line,
     Reservation,
     Start,
+    backlog_s,
     confirm,
     decide,
     reason_for,
 )
 
-__all__ = ["REASONS", "Decision", "Line", "Reservation", "Start", "confirm", "decide", "reason_for"]
+__all__ = [
+    "REASONS",
+    "Decision",
+    "Line",
+    "Reservation",
+    "Start",
+    "backlog_s",
+    "confirm",
+    "decide",
+    "reason_for",
+]

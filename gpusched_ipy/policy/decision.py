@@ -79,6 +79,19 @@ def decide(
     )
 
 
+def backlog_s(
+    jobs: Iterable[Job],
+    snapshot: Snapshot | None,
+    allocations: Sequence[Allocation],
+    settings: Settings,
+    now: Instant,
+    **known: Unpack[Known],
+) -> float:
+    """How long the whole machine would need for ``jobs`` and all that runs, s."""
+    facts = Facts(snapshot=snapshot, allocations=allocations, settings=settings, now=now, **known)
+    return Patience([job for job in jobs if not job.held], facts).backlog_s
+
+
 def reason_for(
     job_id: int,
     jobs: Iterable[Job] | Line,

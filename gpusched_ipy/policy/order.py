@@ -71,7 +71,7 @@ class Line:
 
     def fair(self, facts: Facts, eligible: Eligible) -> Iterator[Job]:
         """The eligible jobs in ``fair`` order."""
-        aging_s = facts.settings.aging_s
+        aging_s = facts.step_s
         using: defaultdict[str, int] = defaultdict(int)
         served: dict[str, float] = {}
         for holder in facts.allocations:
@@ -184,5 +184,5 @@ class Patience:
         waited_s = max(0.0, self._facts.now.mono - job.queued_mono)
         over_s = waited_s - self.limit_s
         if over_s >= 0:
-            return -job.priority - over_s / self._facts.settings.aging_s, -1.0
+            return -job.priority - over_s / self._facts.step_s, -1.0
         return -job.priority, -self._areas[job.id] * over_s / self.limit_s

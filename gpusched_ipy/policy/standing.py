@@ -38,6 +38,7 @@ class Known(TypedDict, total=False):
     expected: Mapping[int, float]  # seconds that a job is expected to run, by id, from its history
     longest: Mapping[int, float]  # seconds that it will hardly exceed, likewise
     memory: Mapping[int, int]  # bytes that a job is expected to need on each GPU, likewise
+    backlog_s: float  # what waits and runs, in seconds of the whole machine; with aging_backlog
     worst_backlog_s: float  # the largest ``Decision.backlog_s`` of the last days
     drained: bool  # the user has stopped new starts
 
@@ -55,6 +56,7 @@ class Facts:
     expected: Mapping[int, float] = field(default_factory=dict)
     longest: Mapping[int, float] = field(default_factory=dict)
     memory: Mapping[int, int] = field(default_factory=dict)
+    backlog_s: float = 0.0
     worst_backlog_s: float = 0.0
     drained: bool = False
 
@@ -113,6 +115,12 @@ class Facts:
                 text = f"job {number} {_ENDED[state]}: it will never start"
                 return WaitReason(code=WaitCode.DEPENDENCY, text=text)
         return None
+
+    @property
+    def step_s(self) -> float:
+        """The seconds of waiting that are worth one step of priority."""
+        settings = self.settings
+        return max(settings.aging_s, settings.aging_backlog * self.backlog_s)
 
     def limit_s(self, job: Job) -> float | None:
         """For how long it runs at most, as far as known: its walltime, else what history says."""
