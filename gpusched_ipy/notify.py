@@ -185,7 +185,7 @@ class Notifier:
         self._bell.close()
         self._stopping.set()
         self._rang.set()
-        self._thread.join(timeout=HOOK_S + 2 * SETTLE_S)
+        self._thread.join(timeout=5.0)
 
     def _run(self) -> None:
         over = False
@@ -257,7 +257,7 @@ def run_hook(argv: Sequence[str], message: Message, now: Instant) -> None:
         _log.warning("the hook of the setting notify cannot be run: %s", exc)
         return
     try:
-        _, said = hook.communicate(json.dumps(message.json(now)).encode(), timeout=HOOK_S)
+        _, said = hook.communicate(f"{json.dumps(message.json(now))}\n".encode(), timeout=HOOK_S)
     except subprocess.TimeoutExpired:
         with suppress(ProcessLookupError):
             os.killpg(hook.pid, signal.SIGKILL)
