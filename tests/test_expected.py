@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import FakeScript
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpusched_ipy import backlog
+from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Instant, Settings
+from gpusched_ipy.expected import ExpectedStarts
 from gpusched_ipy.job import (
     Allocation,
     ExpectedStart,
@@ -24,6 +27,8 @@ from gpusched_ipy.job import (
     Request,
 )
 from gpusched_ipy.learned import Learned
+from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.outlook import Outlook
 from gpusched_ipy.policy import Line, decide
 from gpusched_ipy.policy.estimate import Estimate, Run, by_walltime, estimate, remaining_s
 from gpusched_ipy.policy.forecast import forecast
@@ -372,3 +377,48 @@ def test_the_spread_of_one_run_is_the_one_stated() -> None:
     found = estimate(runs(100.0))
     assert found is not None
     assert found.shares[-2] / 100.0 == pytest.approx(exp(1.1), rel=0.35)
+
+
+def test_a_member_orders_by_what_it_has_learned(past: Past, fake: FakeScript) -> None:
+    for name, run_s in (("long", 500.0), ("short", 5.0)):
+        for _ in range(3):
+            past.ran(past.submit(name, f"{name}.py"), run_s)
+    long, short = past.submit("long", "long.py"), past.submit("short", "short.py")
+    chosen = Settings.load({"order": "shortest", "sampling": "false"})
+    monitor = Monitor(chosen, past.clock)
+    outlook = Outlook(past.store, monitor, "m", [JobKind.COMMAND], chosen, past.clock)
+    try:
+        outlook.open.refresh()
+        decision = outlook.decide(outlook.look())
+    finally:
+        monitor.stop()
+    assert [start.job_id for start in decision.starts] == [short.id], "not the one that came first"
+    assert long.id in decision.reasons
+    assert decision.starts[0].expected_end_mono == pytest.approx(past.clock.mono + 10, abs=10)
+    # So long a backlog is kept for all members.
+    assert backlog.worst_s(past.store, past.clock.wall) == pytest.approx(505.0, rel=0.3)
+
+
+def test_the_starts_of_a_real_queue(past: Past, fake: FakeScript) -> None:
+    for _ in range(3):
+        past.ran(past.submit("train", "train.py"), 100.0)
+    settings = Settings.load()
+    monitor = Monitor(settings, past.clock)
+    queue = Queue(settings, store=past.store, monitor=monitor, clock=past.clock)
+    expected = ExpectedStarts(queue, monitor)
+    try:
+        assert expected.now() == {}
+        first = past.submit("train", "train.py")
+        claimed = past.store.claim(first, ("GPU-fake-0",), member="m")
+        past.store.take_over(first.id, epoch=claimed.epoch, claimed_by="m", member="m")
+        second = past.submit("train", "train.py", request=Request(time_s=30.0))
+        held = past.submit("train", "train.py", held=True)
+        third = past.submit("train", "train.py")
+        found = expected.now()
+        assert set(found) == {second.id, third.id}
+        assert held.id not in found
+        assert found[second.id].at - past.clock.wall == pytest.approx(100.0, rel=0.3)
+        assert found[third.id].at - found[second.id].at == pytest.approx(30.0, rel=0.5)
+        assert found[second.id].runs == 3
+    finally:
+        monitor.stop()
