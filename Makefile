@@ -31,6 +31,8 @@ lint: $(VENV)/.dev
 notebooks: $(VENV)/.dev $(VENV)/.torch
 	$(BIN)/python scripts/run_notebook.py --save notebooks/tour.ipynb
 	$(BIN)/python scripts/run_notebook.py --save notebooks/isolated.ipynb
+	$(BIN)/python scripts/run_notebook.py --save notebooks/priorities.ipynb
+	$(BIN)/python scripts/run_notebook.py --save notebooks/sweep.ipynb
 	$(BIN)/python scripts/run_notebook.py --save notebooks/train_torch.ipynb
 
 nbval: $(VENV)/.dev $(VENV)/.torch
@@ -40,7 +42,8 @@ nbval: $(VENV)/.dev $(VENV)/.torch
 # The kernel runs on ipykernel 6.29 and IPython 8; the tests themselves stay in $(VENV).
 test-old-kernel: $(VENV)/.dev $(VENV)/.old-kernel
 	GPUSCHED_KERNEL_PYTHON=$(CURDIR)/$(VENV)/old-kernel/bin/python $(BIN)/python -m pytest \
-	  $(PYTEST_ARGS) tests/test_cells.py tests/test_magics.py tests/test_extension.py
+	  $(PYTEST_ARGS) tests/test_cells.py tests/test_magics.py tests/test_extension.py \
+	  tests/test_isolated.py
 
 setup: $(VENV)/.dev
 

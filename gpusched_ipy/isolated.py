@@ -40,7 +40,7 @@ _NOT_SET = 0
 class Away:
     """One isolated cell that this kernel has sent off."""
 
-    uid: str
+    uid: str  # of its badge; as a rule that of its job as well
     parent: Message  # the request that sent it: its output goes there
     outputs: tuple[str, ...]
     cell_id: str | None
@@ -151,10 +151,14 @@ class Isolated:
             **options,
         )
         try:
-            away.job_id = shielded(submit).id
+            job = shielded(submit)
         except BaseException:
             drop_call(queue.state, uid)
             raise
+        away.job_id = job.id
+        if job.spec.uid != uid:  # the same --key again: that job is followed
+            drop_call(queue.state, uid)
+            away.follower = Follower(queue.state.transcript(job.spec.uid))
         return away
 
     def show(self, away: Away) -> None:
@@ -186,6 +190,7 @@ class Isolated:
             other.job_id
             for other in list(self._away.values())
             if other.cell_id is not None
+            and other.job_id != away.job_id
             and other.cell_id == away.cell_id
             and store.job(other.job_id).state is JobState.PENDING
         ]

@@ -304,6 +304,17 @@ def test_run_again_the_cell_replaces_what_it_has_queued(shared: Kernel, store: S
     assert shared.run("value").results == ["2"]
 
 
+def test_the_same_key_again_shows_the_same_job(shared: Kernel, store: Store) -> None:
+    first = send(shared, "--key once --out keyed", "print('once'); keyed = 1", cell_id="key")
+    second = send(shared, "--key once --out keyed", "print('once'); keyed = 1", cell_id="key")
+    assert second.job == first.job
+    ended(shared, second, "keyed is here")
+    ended(shared, first, "keyed is here")
+    assert (first.text(), second.text()) == ("once\n", "once\n")
+    kept = [path.suffix for path in (store.state.root / "calls").iterdir()]
+    assert kept.count(".in") == len(store.jobs(ended=True))
+
+
 def test_without_a_front_end_it_holds_its_place(shared: Kernel, store: Store) -> None:
     body = "print('in its place')\nfrom IPython.display import HTML\nmade = 7\nHTML('<i>x</i>')"
     cell = send(shared, "-n placed --out made", body, attended=False)
