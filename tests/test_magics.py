@@ -158,13 +158,14 @@ def test_help_shows_options_and_examples(kernel: Kernel) -> None:
 
 
 @pytest.mark.kernel
+@pytest.mark.timeout(300)
 def test_completion_in_a_kernel_gives_ours_alone(kernel: Kernel) -> None:
     kernel.run("%%gpuqueue --name prepare\n1")
 
     def complete(text: str) -> list[str]:
         kernel.client.complete(text, len(text))
         while True:
-            reply = kernel.client.get_shell_msg(timeout=20)
+            reply = kernel.client.get_shell_msg(timeout=120)
             if reply["msg_type"] == "complete_reply":
                 return list(reply["content"]["matches"])
 
@@ -208,14 +209,26 @@ def test_the_panel_and_the_plot_are_shown(kernel: Kernel) -> None:
     panel = kernel.run("%gpupanel")
     data = panel.of("execute_result", "display_data")[0]["data"]
     assert "application/vnd.jupyter.widget-view+json" in data
+    # Below it the picture that stays; shown again, it is the same panel, which works once.
+    picture = panel.displays[1]
+    assert "text/html" in picture["data"]
+    again = kernel.run("%gpupanel")
+    assert again.displays[0]["data"] == data
+    assert again.displays[1]["transient"] == picture["transient"]
     still = kernel.run("%gpupanel", attended=False)
-    data = still.of("execute_result", "display_data")[0]["data"]
-    assert "application/vnd.jupyter.widget-view+json" not in data
-    assert "text/html" in data
+    (result,) = still.of("execute_result", "display_data")
+    assert "application/vnd.jupyter.widget-view+json" not in result["data"]
+    assert "text/html" in result["data"]
+    # What is saved is renewed when the panel ends.
+    kernel.run("%unload_ext gpusched_ipy")
+    kernel.until(lambda: again.of("update_display_data"), "the last picture")
+    assert again.of("update_display_data")[0]["transient"] == picture["transient"]
+    kernel.run("%load_ext gpusched_ipy")
     plot = kernel.run("%gpuplot --last 5m")
     assert plot.errors == []
     assert "image/png" in plot.of("execute_result", "display_data")[0]["data"]
-    assert kernel.run("%gpufree").text() == "this kernel holds no GPU memory\n"
+    freed = "no framework of this kernel holds GPU memory that it could give back\n"
+    assert kernel.run("%gpufree").text() == freed
 
 
 def test_lines_are_parsed_by_the_one_definition_of_options() -> None:

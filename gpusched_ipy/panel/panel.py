@@ -97,13 +97,15 @@ class GpuPanel:
 
         They are two outputs: a front end shows nothing but an error in the place of a widget whose
         kernel is gone.
+
+        Raises:
+            NotImplementedError: there is only the picture, which is shown as any other result.
         """
         from IPython.display import display
 
         view = self._view() if self._live and not self._closed else None
         if view is None:
-            display(self._repr_mimebundle_(), raw=True)
-            return
+            raise NotImplementedError  # IPython's word for: show it as any other result
         live = "GPU panel: live while its kernel runs; below is its last picture"
         display({"text/plain": live, _WIDGET_VIEW: view}, raw=True)
         if self._picture is None:

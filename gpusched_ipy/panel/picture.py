@@ -38,7 +38,7 @@ class Picture:
 
     @property
     def _display_id(self) -> str:
-        return f"gpusched-panel-{self._model_id}"
+        return f"gsq-picture-{self._model_id}"
 
     def show(self) -> None:
         """Show it below what the running cell has shown."""
