@@ -127,10 +127,12 @@ class Notebook:
         ids = self._queue.resolve(asked.ids)
         before = {job_id for job_id in ids if self._queue.show(job_id).ended}
         jobs = self._queue.cancel(*ids)
-        over = [job for job in jobs if job.id in before]
+        named = {part.strip() for text in asked.ids for part in text.split(",")}
+        new = [job for job in jobs if job.id not in before]
+        # Of a sweep those are meant that are not over yet.
+        over = [job for job in jobs if job.id in before and (str(job.id) in named or not new)]
         for state in dict.fromkeys(job.state for job in over):
             self._tell(f"is over already ({state})", [job for job in over if job.state is state])
-        new = [job for job in jobs if job.id not in before]
         self._tell("cancelled", [job for job in new if job.ended])
         self._tell("is being ended", [job for job in new if not job.ended])
 

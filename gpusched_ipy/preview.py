@@ -62,6 +62,8 @@ class Expected:
         if self.starts:
             return f"would start now on {', '.join(self.labels)}"
         why = clean(self.reason.text, _REASON_LIMIT) if self.reason else "others are ahead"
+        if self.reason is not None and self.reason.code is WaitCode.KERNEL_BUSY:
+            why = "a kernel runs one cell at a time"
         when = expected_text(self.start, now) if self.start else "at a time that is not known"
         return f"would wait: {why}; starts {when}"
 

@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TOUR = ROOT / "notebooks" / "tour.ipynb"
 TRAIN = ROOT / "notebooks" / "train_torch.ipynb"
 ISOLATED = ROOT / "notebooks" / "isolated.ipynb"
+PRIORITIES = ROOT / "notebooks" / "priorities.ipynb"
+SWEEP = ROOT / "notebooks" / "sweep.ipynb"
 
 
 def execute(notebook: Path, temp: Path) -> subprocess.CompletedProcess[str]:
@@ -60,7 +62,9 @@ def test_a_model_is_trained_in_queued_cells_and_in_a_queued_script(tmp_path: Pat
     assert "lr-0.01 completed exit status 0" in done.stdout
 
 
-@pytest.mark.parametrize("path", [TOUR, TRAIN, ISOLATED], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [TOUR, TRAIN, ISOLATED, PRIORITIES, SWEEP], ids=lambda path: path.stem
+)
 def test_it_is_saved_with_its_outputs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
