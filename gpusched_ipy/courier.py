@@ -29,6 +29,7 @@ _CONTEXT: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
 # Options of a socket must stand before it connects: what comes in a burst is kept, not dropped.
 _CONTEXT.setsockopt(zmq.RCVHWM, 100_000)
 _PROBE_S = 0.05
+_AGAIN_S = 1.0
 _PROBES = 60  # so often the kernel is asked for a sign that we hear it
 
 
@@ -191,6 +192,7 @@ class Courier:
             self._pulse_now()
 
     def _pulse_now(self) -> None:
+        self._pulse_at = time.monotonic() + _AGAIN_S  # stands where the look fails
         wait_s = self._listener.pulse()
         self._pulse_at = None if wait_s is None else time.monotonic() + wait_s
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpusched_ipy.api import Queue
@@ -31,7 +30,7 @@ def written(queue: Queue, job: Job) -> Iterator[bytes]:
     if path is None:
         raise UserError(_why_none(job))
     if job.kind in SHOWN_KINDS:
-        yield _cell_text(queue, job, path)
+        yield _cell_text(queue, job)
     else:
         yield from follow_log(path, lambda: False)
 
@@ -53,7 +52,7 @@ def follow(queue: Queue, job_id: int) -> Iterator[bytes]:
         if path is None:
             raise UserError(_why_none(job))
         if job.kind in SHOWN_KINDS:
-            yield from _follow_cell(queue, job, path, rang)
+            yield from _follow_cell(queue, job_id, rang)
         else:
             yield from follow_log(path, lambda: _goes_on(queue, job_id, rang))
     finally:
@@ -69,12 +68,12 @@ def _goes_on(queue: Queue, job_id: int, rang: threading.Event) -> bool:
     return True
 
 
-def _follow_cell(queue: Queue, job: Job, path: Path, rang: threading.Event) -> Iterator[bytes]:
+def _follow_cell(queue: Queue, job_id: int, rang: threading.Event) -> Iterator[bytes]:
     before = b""
     goes_on = True
     while goes_on:
-        goes_on = _goes_on(queue, job.id, rang)
-        text = _cell_text(queue, job, path)
+        goes_on = _goes_on(queue, job_id, rang)
+        text = _cell_text(queue, queue.show(job_id))
         # A progress bar rewrites its line: begin again where the two differ.
         at = len(before) if text.startswith(before) else 0
         if text[at:]:
@@ -82,21 +81,17 @@ def _follow_cell(queue: Queue, job: Job, path: Path, rang: threading.Event) -> I
         before = text
 
 
-def _cell_text(queue: Queue, job: Job, path: Path) -> bytes:
-    text = "".join(output.text for output in shown(queue, job, path))
+def _cell_text(queue: Queue, job: Job) -> bytes:
+    text = "".join(output.text for output in shown(queue, job))
     return text.encode("utf-8", "backslashreplace")
 
 
-def shown(queue: Queue, job: Job, path: Path) -> list[Output]:
-    """What a cell has shown, as it stands now.
-
-    Args:
-        path: its transcript.
-    """
+def shown(queue: Queue, job: Job) -> list[Output]:
+    """What a cell has shown, as it stands now."""
     from gpusched_ipy.transcript import read
 
     log = queue.state.log(job.attempt) if job.attempt and job.kind is JobKind.ISOLATED else None
-    return read(path, log)
+    return read(queue.state.transcript(job.spec.uid), log)
 
 
 def _why_none(job: Job) -> str:

@@ -93,9 +93,8 @@ class Notebook:
             if value not in (None, [], {})
         ]
         self._table(("job", str(job.id)), rows, None)
-        path = self._transcript(job)
-        if path is not None:
-            for output in shown(self._queue, job, path):
+        if self._transcript(job) is not None:
+            for output in shown(self._queue, job):
                 replay.show(output.kind, output.content)
 
     def _fetch(self, asked: Arguments) -> None:

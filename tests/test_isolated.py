@@ -218,6 +218,16 @@ def test_out_of_gpu_memory_is_recognised(shared: Kernel, store: Store) -> None:
     assert job_of(store, cell).oom
 
 
+def test_its_log_is_followed_from_before_its_begin(shared: Kernel) -> None:
+    shared.fake.take()
+    send(shared, "-n followed", "import os\nprint('line')\nos.write(1, b'raw\\n')\n1 + 1")
+    cell = shared.send("%gpuq log -f followed")
+    shared.fake.free()
+    shared.until(lambda: cell.replies, "it was not followed to its end", PATIENCE_S)
+    shared.until(lambda: "2\n" in cell.text(), "the end was not shown")
+    assert (cell.errors, cell.text()) == ([], "line\nraw\n2\n")
+
+
 def test_a_death_of_its_process_loses_nothing_that_was_written(shared: Kernel) -> None:
     body = (
         "import os, time\nprint('last words', flush=True); os.write(2, b'raw last words\\n')\n"
