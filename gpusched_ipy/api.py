@@ -32,6 +32,7 @@ from gpusched_ipy.job import (
     JobSpec,
     JobState,
 )
+from gpusched_ipy.locks import is_alive
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.naming import named, resolve
 from gpusched_ipy.options import parse_priority
@@ -270,6 +271,8 @@ class Queue:
         for job in jobs:
             if job.ended:
                 environment.drop(self.state, job.spec.uid)
+            elif job.kind not in BOUND_KINDS and not is_alive(self.state, job.member or "none"):
+                ensure_agent(self.state)  # its shim is dead: the agent ends what it has left
         return jobs
 
     def hold(self, *references: str | int) -> _Jobs:

@@ -24,13 +24,14 @@ from gpusched_ipy.config import Clock, Settings, SystemClock
 from gpusched_ipy.errors import GpuSchedError, StateDirError
 from gpusched_ipy.holders import Holders
 from gpusched_ipy.job import (
+    BOUND_KINDS,
     Job,
     JobKind,
     JobState,
     WaitCode,
     WaitReason,
 )
-from gpusched_ipy.locks import GpuLocks, Membership, alive_pid
+from gpusched_ipy.locks import GpuLocks, Membership, alive_pid, is_alive
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.outlook import Outlook
 from gpusched_ipy.process import ExitWatch
@@ -406,14 +407,22 @@ class Scheduler:
         for job in self._open.active:
             wish = (job.id, job.epoch)
             wanted = job.cancel_requested or self._overdue(job)
-            if wanted and job.member == self.key and wish not in self._cancelling:
+            if wanted and wish not in self._cancelling and self._ends(job):
                 self._cancelling.add(wish)
                 self._runners[job.kind].cancel(job)
 
+    def _ends(self, job: Job) -> bool:
+        """Whether ending the job is this member's business: it is its own, or its shim is dead."""
+        if job.member == self.key:
+            return True
+        left = job.state is JobState.RUNNING and job.kind not in BOUND_KINDS
+        alive = job.member is not None and is_alive(self.store.state, job.member)
+        return left and not alive and job.kind in self._runners
+
     def _overdue(self, job: Job) -> bool:
-        """Whether the walltime of a cell is over; a shim watches over that of its command."""
+        """Whether its walltime is over; of a command that counts where its shim is dead."""
         limit_s, began = job.request.time_s, job.started_mono
-        if job.kind is not JobKind.CELL or limit_s is None or began is None:
+        if job.kind is JobKind.ALLOCATION or limit_s is None or began is None:
             return False
         return self._clock.now().mono - began >= limit_s
 

@@ -16,8 +16,10 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from gpusched_ipy import leftovers
 from gpusched_ipy.errors import DamagedJobError, JobNotFoundError, StoreError
 from gpusched_ipy.job import Job, JobState
+from gpusched_ipy.locks import is_alive
 from gpusched_ipy.output import create_log
 from gpusched_ipy.process import python_argv, spawn_detached
 
@@ -134,7 +136,12 @@ class CommandRunner:
         self._park_soon()
 
     def cancel(self, job: Job) -> None:
-        """Nothing to do: a shim hears of a cancel by itself, and fences what has not begun."""
+        """End what a dead shim has left; one that lives hears of a cancel by itself."""
+        if job.attempt is None or (job.member and is_alive(self._store.state, job.member)):
+            return
+        log = self._store.state.log(job.attempt)
+        ending = threading.Thread(target=leftovers.end, args=(log,), daemon=True)
+        ending.start()
 
     def park(self) -> None:
         """Have a shim ready for the next command."""

@@ -17,7 +17,8 @@ from gpusched_ipy.agent import running_agent
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Settings
 from gpusched_ipy.job import JobKind, JobSpec, JobState
-from gpusched_ipy.locks import GpuLocks, alive_pid
+from gpusched_ipy.leftovers import holders
+from gpusched_ipy.locks import GpuLocks, alive_pid, log_is_held
 
 pytestmark = pytest.mark.timeout(180)
 PYTHON = sys.executable
@@ -101,6 +102,38 @@ def test_no_job_that_comes_while_the_agent_leaves_is_forgotten(
     assert starts >= 3, "the agent has hardly ever left: nothing was tried"
 
 
+@pytest.mark.parametrize("how", ["cancel", "walltime"])
+def test_what_a_dead_shim_has_left_is_ended_and_nobody_else(
+    queue: Queue, tmp_path: Path, how: str
+) -> None:
+    """Two processes, one of them in a session of its own; and a stranger who reads the log."""
+    ready = tmp_path / "ready"
+    line = (
+        f"trap '' INT; setsid sleep 300 & echo $! >> {ready}; sleep 300 & "
+        f"echo $! >> {ready}; wait; sleep 300"
+    )
+    limit = 8.0 if how == "walltime" else None
+    job = queue.submit([line], shell=True, time=limit)
+    wait_until(lambda: ready.exists() and len(ready.read_text().split()) == 2, 60, "they run")
+    reader = subprocess.Popen(["tail", "-f", str(queue.log_path(job.id))])
+    member = queue.show(job.id).member
+    assert member is not None
+    shim = alive_pid(queue.state, member)
+    assert shim
+    os.kill(shim, signal.SIGKILL)
+    wait_until(lambda: alive_pid(queue.state, member) is None, what="the shim is dead")
+    log = queue.state.log(str(queue.show(job.id).attempt))
+    if how == "cancel":
+        assert len(holders(log)) >= 3
+        queue.cancel(job.id)
+    wait_until(lambda: queue.show(job.id).ended, 60, "it is ended")
+    assert queue.show(job.id).state is JobState.LOST
+    assert not log_is_held(log)
+    assert reader.poll() is None
+    reader.kill()
+    reader.wait()
+
+
 @pytest.mark.parametrize("stopped", ["job", "shim", "agent"])
 def test_nobody_else_gets_the_gpu_of_what_is_stopped(
     queue: Queue, tmp_path: Path, stopped: str
@@ -123,8 +156,8 @@ def test_nobody_else_gets_the_gpu_of_what_is_stopped(
         # A member of its own, which needs no agent for a start.
         other = subprocess.Popen([PYTHON, "-m", "gpusched_ipy", "run", "--name", "other", "true"])
         waiting = wait_until(lambda: [job for job in queue.list() if job.name == "other"], 60)[0]
-        reason = wait_until(lambda: queue.show(waiting.id).reason, 60, "it says why it waits")
-        assert reason.text == f"GPU 0: job {first.id} ({first.name}) is on it"
+        why = f"GPU 0: job {first.id} ({first.name}) is on it"
+        wait_until(lambda: why in str(queue.show(waiting.id).reason), 60, "it says why it waits")
         assert GpuLocks(queue.state.root / "gpu").occupied("GPU-fake-0")
         go.touch()
         if stopped == "job":
