@@ -117,6 +117,15 @@ class FrontEnd:
         kind = "update_display_data" if update else "display_data"
         self.publish(kind, content, parent)
 
+    def show_here(self, data: Mapping[str, str]) -> None:
+        """Show an output under the running cell; in a terminal its text."""
+        if self.kernel is None:
+            print(data["text/plain"])
+        else:
+            self.publish(
+                "display_data", {"data": dict(data), "metadata": {}, "transient": {}}, self.parent
+            )
+
     def tell(self, text: str) -> None:
         """One line for the user, below what the running cell has shown so far."""
         print(text, file=sys.stderr, flush=True)

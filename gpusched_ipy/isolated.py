@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,10 +22,11 @@ from gpusched_ipy.calls import drop_call
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.frontend import FrontEnd, Message
 from gpusched_ipy.interrupts import shielded
-from gpusched_ipy.job import ACTIVE, FINAL, Job, JobKind, JobState
+from gpusched_ipy.job import ACTIVE, FINAL, Job, JobKind, JobSpec, JobState
 from gpusched_ipy.options import Isolation
 from gpusched_ipy.parcel import Parcel
 from gpusched_ipy.process import python_argv
+from gpusched_ipy.sweep import label
 from gpusched_ipy.transcript import Follower
 from gpusched_ipy.transcript import Message as Shown
 
@@ -123,21 +124,9 @@ class Isolated:
         Raises:
             UserError: it cannot be; nothing is queued.
         """
-        queue, namespace = self._queue(), self._front.shell.user_ns
-        away = Away(
-            uid=(uid := uuid.uuid4().hex),
-            parent=self._front.parent,
-            outputs=isolation.outputs,
-            cell_id=self._front.cell_id,
-            follower=Follower(queue.state.transcript(uid)),
-            bound_to={name: _identity(namespace, name) for name in isolation.outputs},
-        )
-        sent = Parcel(
-            source=source,
-            outputs=isolation.outputs,
-            log_cap=queue.settings.log_cap,
-            values=parcel.taken(isolation.inputs, namespace),
-        )
+        queue, uid = self._queue(), uuid.uuid4().hex
+        away = self._sent_off(uid, isolation)
+        sent = self._parcel(source, isolation)
         parcel.send(queue.state, uid, sent)
         options = {"name": "isolated", **fields}
         argv = python_argv("isolatedmain", str(queue.state.root), uid, isolated=False)
@@ -161,11 +150,71 @@ class Isolated:
             away.follower = Follower(queue.state.transcript(job.spec.uid))
         return away
 
+    def send_sweep(
+        self, source: str, body: str, isolation: Isolation, fields: Mapping[str, Any]
+    ) -> list[Away]:
+        """The same once for each combination of the sweep's values, which are inputs as well.
+
+        Raises:
+            UserError: it cannot be; nothing is queued.
+        """
+        if isolation.outputs:
+            raise UserError(
+                f"--out {','.join(isolation.outputs)}: each job of the sweep would bring it back; "
+                "let them write files, and name these by the values"
+            )
+        queue, uid = self._queue(), uuid.uuid4().hex
+        sent = self._parcel(source, isolation)
+
+        def prepare(spec: JobSpec, values: Mapping[str, Any]) -> None:
+            parcel.send(queue.state, spec.uid, replace(sent, values={**sent.values, **values}))
+
+        submit = partial(
+            queue.submit_all,
+            python_argv("isolatedmain", str(queue.state.root), uid, isolated=False),
+            prepare=prepare,
+            undo=partial(drop_call, queue.state),
+            kind=JobKind.ISOLATED,
+            code=body,
+            uid=uid,
+            cell_id=self._front.cell_id,
+            **{"name": "isolated", **fields},
+        )
+        found, parent, done = [], self._front.parent, shielded(submit)
+        if done.note is not None:
+            self._front.tell(f"gpuqueue: {done.note}")
+        for job in done.jobs:
+            away = self._sent_off(job.spec.uid, isolation)
+            away.job_id, away.parent = job.id, parent
+            found.append(away)
+        return found
+
+    def _sent_off(self, uid: str, isolation: Isolation) -> Away:
+        namespace = self._front.shell.user_ns
+        return Away(
+            uid=uid,
+            parent=self._front.parent,
+            outputs=isolation.outputs,
+            cell_id=self._front.cell_id,
+            follower=Follower(self._queue().state.transcript(uid)),
+            bound_to={name: _identity(namespace, name) for name in isolation.outputs},
+        )
+
+    def _parcel(self, source: str, isolation: Isolation) -> Parcel:
+        return Parcel(
+            source=source,
+            outputs=isolation.outputs,
+            log_cap=self._queue().settings.log_cap,
+            values=parcel.taken(isolation.inputs, self._front.shell.user_ns),
+        )
+
     def show(self, away: Away) -> None:
         """Put up the badge of a cell, and show what it shows from now on."""
         queue = self._queue()
         replaced = self._replace(away)
-        self._board.put_up(away, queue.show(away.job_id), Around(replaced=replaced))
+        job = queue.show(away.job_id)
+        values = label(job.spec.sweep) or None
+        self._board.put_up(away, job, Around(replaced=replaced, note=values))
         with self._mutex:
             self._away[away.uid] = away
         self.resume()
@@ -191,6 +240,7 @@ class Isolated:
             for other in list(self._away.values())
             if other.cell_id is not None
             and other.job_id != away.job_id
+            and other.parent is not away.parent  # of the same sweep
             and other.cell_id == away.cell_id
             and store.job(other.job_id).state is JobState.PENDING
         ]

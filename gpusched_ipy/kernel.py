@@ -18,7 +18,7 @@ from gpusched_ipy import cellsyntax
 from gpusched_ipy.aftercells import AfterCells
 from gpusched_ipy.api import Queue
 from gpusched_ipy.backends import Detail
-from gpusched_ipy.badge import Around
+from gpusched_ipy.badge import Around, heading
 from gpusched_ipy.board import Board
 from gpusched_ipy.cellsweep import CellSweep
 from gpusched_ipy.cellwatch import CellWatch
@@ -353,14 +353,33 @@ class KernelSession:
             RemoteError: what its body has raised, under its own name.
         """
         assert asked.isolation is not None
-        sent = str(self.front.parent.get("content", {}).get("code", ""))
-        source = cellsyntax.source(sent, line, asked.body)
+        code = str(self.front.parent.get("content", {}).get("code", ""))
+        source = cellsyntax.source(code, line, asked.body)
+        if asked.fields.get("sweep"):
+            sent = self.isolated.send_sweep(source, asked.body, asked.isolation, asked.fields)
+            return self._follow_isolated(sent, wait=wait)
         away = self.isolated.send(source, asked.body, asked.isolation, asked.fields)
         if wait:
             return self._await_isolated(away)
         self._sending()
         self.isolated.show(away)
         return self.queue.show(away.job_id)
+
+    def _follow_isolated(self, sent: Sequence[Away], *, wait: bool) -> Job:
+        """The members of a sweep: each below a heading where this cell waits, else by its badge."""
+        if wait:
+            try:
+                for away in sent:
+                    self.front.show_here(heading(self.queue.show(away.job_id)))
+                    self._await_isolated(away)
+            except BaseException:
+                shielded(partial(self.queue.cancel, *(away.job_id for away in sent)))
+                raise
+        else:
+            self._sending()
+            for away in sent:
+                self.isolated.show(away)
+        return self.queue.show(sent[0].job_id)
 
     def _await_isolated(self, away: Away) -> Job:
         stage = Stage()

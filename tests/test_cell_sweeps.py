@@ -126,3 +126,18 @@ def test_the_names_of_a_sweep_are_not_those_of_the_notebook(kernel: Kernel) -> N
         ["0.2", "hello", "hello", "{lr}"],
     ]
     assert "cancelled" in kernel.run("%gpuq cancel echoed").text()
+
+
+def test_isolated_members_get_their_values_as_inputs(kernel: Kernel) -> None:
+    kernel.run("base = 100; n = 'of the notebook'")
+    code = "%%gpuqueue --isolate --in base --sweep n=1..2 -n alone\nprint(base + n)"
+    cell = kernel.run(code, cell_id="alone")
+    kernel.until(lambda: sorted(cell.text().split()) == ["101", "102"], "both", PATIENCE_S)
+    assert any("n=1" in text for text in cell.badges)
+    assert kernel.run("n").results == ["'of the notebook'"]
+    there = kernel.run(code, attended=False)
+    assert there.status == "ok"
+    assert there.text().split() == ["101", "102"]
+    assert [text.split(" ", 2)[2] for text in headings(there)] == ["n=1", "n=2"]
+    refused = kernel.run("%%gpuqueue --isolate --out n --sweep n=1..2\nn = 1")
+    assert "each job of the sweep would bring it back" in refused.errors[-1]
