@@ -1,6 +1,7 @@
 """A job of a chaos run, and the outside witness of who is on which GPU. It imports no product code.
 
-Run as ``python -I -S job.py FOLDER UID STYLE MILLISECONDS``:
+Run as ``python -I -S job.py FOLDER UID STYLE SECONDS ORPHAN_SECONDS``; a worker whose leader has
+died works on for the latter. The styles:
 
 - ``plain`` works by itself;
 - ``redirect`` gives its output to another file, so that it holds its GPU locks but not its log;
@@ -16,9 +17,6 @@ import os
 import sys
 import time
 
-# A worker whose leader has died works on for so long: whoever takes its GPU shall meet it there,
-# on a slow machine too.
-_ORPHAN_S = 2.0
 # The lowest descriptor is closed first when a process dies: the witness falls before any lock of
 # the queue does, so that a successor which the queue rightly lets in never meets it.
 _WITNESS_FD = 0
@@ -57,7 +55,7 @@ def leave() -> None:
 
 def main(argv: list[str]) -> int:
     """Start, work, end; each is noted."""
-    folder, uid, style, milliseconds = argv
+    folder, uid, style, seconds, orphan_seconds = argv
     if style != "worker":
         attempt = os.path.basename(os.readlink("/proc/self/fd/1"))
         note(folder, "start", uid, attempt, os.getpid())
@@ -74,9 +72,9 @@ def main(argv: list[str]) -> int:
     open_witness(folder)
     gpus = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
     enter(folder, uid, gpus, shared="-shared-" in uid)
-    time.sleep(int(milliseconds) / 1000)
+    time.sleep(float(seconds))
     if style == "worker" and os.getppid() != leader:
-        time.sleep(_ORPHAN_S)
+        time.sleep(float(orphan_seconds))
     note(folder, "end", uid)
     leave()
     return 0
@@ -89,9 +87,9 @@ def _delegate(argv: list[str]) -> int:
                 os.set_inheritable(int(name), False)
             except OSError:
                 continue  # the descriptor of the listing itself
-    folder, uid, style, milliseconds = argv
+    folder, uid, style, *seconds = argv
     nothing = (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)
-    command = [sys.executable, "-I", "-S", __file__, folder, uid, "worker", milliseconds]
+    command = [sys.executable, "-I", "-S", __file__, folder, uid, "worker", *seconds]
     worker = os.posix_spawn(
         sys.executable, command, os.environ, file_actions=[nothing] if style == "quiet" else []
     )
