@@ -32,14 +32,20 @@ def state() -> StateDir:
     return open_state_dir(Settings.load())
 
 
+@pytest.fixture(params=[1, 2])
+def schema(request: pytest.FixtureRequest) -> int:
+    """Every schema that there was; the record of each was written by its own version."""
+    return int(request.param)
+
+
 @pytest.fixture
-def old(state: StateDir) -> StateDir:
-    """A record as the first version has left it."""
+def old(state: StateDir, schema: int) -> StateDir:
+    """A record as an old version has left it."""
     import os
 
     os.close(create_private(state.database))
     with sqlite3.connect(state.database) as db:
-        db.executescript((DATA / "record_schema_1.sql").read_text(encoding="utf-8"))
+        db.executescript((DATA / f"record_schema_{schema}.sql").read_text(encoding="utf-8"))
     db.close()
     return state
 
@@ -60,7 +66,7 @@ def next_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpusched_ipy.roster.__version__", "next")
 
 
-def test_the_first_record_ever_opens_and_nothing_of_it_is_lost(old: StateDir) -> None:
+def test_the_first_records_ever_open_and_nothing_of_it_is_lost(old: StateDir) -> None:
     assert faults(old) == []
     store = Store(old)
     jobs = {job.name: job for job in store.jobs(ended=True)}
@@ -90,14 +96,14 @@ def test_the_first_record_ever_opens_and_nothing_of_it_is_lost(old: StateDir) ->
 
 
 @pytest.mark.usefixtures("next_version")
-def test_the_next_version_brings_it_up_and_keeps_a_copy(old: StateDir) -> None:
+def test_the_next_version_brings_it_up_and_keeps_a_copy(old: StateDir, schema: int) -> None:
     store = Store(old)
     assert len(store.jobs(ended=True)) == 10
     assert store._query("SELECT DISTINCT colour FROM jobs")[0][0] == "green"
     store.close()
-    (copy,) = old.root.glob("queue.db.schema-1-*")
+    (copy,) = old.root.glob(f"queue.db.schema-{schema}-*")
     with sqlite3.connect(copy) as db:
-        assert db.execute("PRAGMA user_version").fetchone()[0] == 1
+        assert db.execute("PRAGMA user_version").fetchone()[0] == schema
         assert db.execute("SELECT count(*) FROM jobs").fetchone()[0] == 10
     db.close()
     assert copy.stat().st_mode & 0o777 == 0o600
