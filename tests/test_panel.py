@@ -362,15 +362,15 @@ class TestLoop:
         )
         loop.receive({"t": "hello", "v": "a"})
         wait_until(lambda: len(page.of("tick")) >= 4, what="beats")
-        assert renewed == [], "nothing has run: the notebook is left alone"
+        assert renewed == [0], "nothing has run: once is enough, the notebook is left alone"
         ran.append(job(1, state=JobState.RUNNING, gpus=("GPU-0",), started_at=time.time()))
         submit(page.queue, "another")  # the queue is read again
-        wait_until(lambda: renewed == [1], what="renewed once")
+        wait_until(lambda: renewed == [0, 1], what="renewed once")
         ticks = len(page.of("tick"))
         loop.receive({"t": "beat", "v": "a"})
         wait_until(lambda: len(page.of("tick")) >= ticks + 4, what="more beats")
         loop.close()
-        assert renewed == [1]
+        assert renewed == [0, 1]
 
     def test_an_unreadable_queue_is_said_and_heals(
         self, page: Page, monkeypatch: pytest.MonkeyPatch

@@ -101,7 +101,8 @@ class PanelLoop:
         self._name = name
         self._moved = moved
         self._starts = starts
-        self._kept: tuple[object, float] = (None, 0.0)  # what was last told as moved, and when
+        # What was last told as moved, and when: at first there is too little to be kept.
+        self._kept: tuple[object, float] = (None, self._mono())
         self.every_s = 1.0 / min(4.0, settings.panel_hz)
         self._cond = threading.Condition()
         self._inbox: deque[Mapping[str, Any]] = deque()
@@ -266,15 +267,14 @@ class PanelLoop:
         self._due = self._mono() + self.every_s
 
     def _keep(self) -> None:
-        """Say that jobs have started or ended since that was last said."""
+        """Say that jobs have started or ended since that was last said; and once at first."""
         page = self._shown.page
         stands = [(job.id, job.state) for job in page.spans]
         before, at = self._kept
         if self._moved is None or stands == before or self._mono() < at + KEPT_S:
             return
         self._kept = (stands, self._mono())
-        if before is not None:
-            self._moved()
+        self._moved()
 
     def _refresh(self) -> None:
         """Send the state if it is not the one that was sent last."""

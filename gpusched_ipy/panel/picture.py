@@ -16,7 +16,7 @@ _HTML = "text/html"
 # In the place of a widget without a model front ends show an error; the picture stands for it.
 _NO_ERROR = (
     "<style>.jp-OutputArea-child:has(+ .jp-OutputArea-child .gsq-still)"
-    " > .jupyter-widgets:not(:has(*)) { display: none }</style>"
+    " > .jp-OutputArea-output:not(:has(*)) { display: none }</style>"
 )
 
 

@@ -250,7 +250,9 @@ def test_a_reload_keeps_it_alive_and_a_restart_shows(
     still = desk.lab.output(1).locator(".gsq-still")
     still.get_by_text("as it was at").wait_for()
     assert still.locator("svg").count() == 2
-    assert "Error" not in desk.lab.output(1).inner_text()
+    error = desk.lab.output(1).get_by_text("Error displaying widget")
+    error.wait_for(state="attached")
+    assert error.is_hidden()
     shoot(desk.lab.page, "panel-reopened")
 
 
