@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
-from gpusched_ipy.accounting import Outcome
 from gpusched_ipy.job import Job, JobState
 from gpusched_ipy.lookup import OPEN_STATES, Lookup
 
-# The columns of an outcome bear its names.
-_COLUMNS = tuple(item.name for item in fields(Outcome))
+if TYPE_CHECKING:
+    from gpusched_ipy.accounting import Outcome
 
 
 class Chronicle(Lookup):
@@ -25,25 +25,29 @@ class Chronicle(Lookup):
         )
 
     def ended_since(self, wall: float, limit: int | None = None) -> list[Job]:
-        """Jobs that ended at ``wall`` (s since the epoch) or later, in the order in which they
-        ended; ``limit`` keeps the newest."""
+        """Jobs that ended at ``wall`` (s since the epoch) or later, in the order of their ids;
+        ``limit`` keeps the newest."""
         found = self._many(
-            "SELECT * FROM jobs INDEXED BY jobs_by_end WHERE ended_at >= ?"
-            f" AND state NOT IN {OPEN_STATES} ORDER BY ended_at DESC, id DESC LIMIT ?",
+            f"SELECT * FROM jobs WHERE ended_at >= ? AND state NOT IN {OPEN_STATES}"
+            " ORDER BY id DESC LIMIT ?",
             (wall, -1 if limit is None else limit),
         )
         return found[::-1]
 
     def outcomes(self, wall: float, *, running: bool = False) -> list[Outcome]:
-        """What came of the jobs that ended at ``wall`` (s since the epoch) or later, in that order.
+        """What came of the jobs that ended at ``wall`` (s since the epoch) or later, by id.
 
         Args:
             running: those that have GPUs now as well, last.
         """
-        columns = ", ".join(_COLUMNS)
+        # Imported on use: a shim, whose start delays a job, never asks.
+        from gpusched_ipy.accounting import Outcome
+
+        # The columns of an outcome bear its names.
+        columns = ", ".join(item.name for item in fields(Outcome))
         rows = self._query(
             f"SELECT {columns} FROM jobs INDEXED BY jobs_by_end WHERE ended_at >= ?"
-            " ORDER BY ended_at, id",
+            " ORDER BY id",
             (wall,),
         )
         if running:
