@@ -35,7 +35,7 @@ from gpusched_ipy.job import (
 from gpusched_ipy.locks import is_alive
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.naming import named, resolve
-from gpusched_ipy.options import parse_priority
+from gpusched_ipy.optionvalues import parse_priority
 from gpusched_ipy.pretty import Drawn
 from gpusched_ipy.preview import Preview, preview
 from gpusched_ipy.reap import orphans, reap

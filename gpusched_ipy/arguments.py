@@ -9,7 +9,8 @@ import argparse
 from collections.abc import Callable
 
 from gpusched_ipy.config import parse_seconds
-from gpusched_ipy.options import add_job_options, checked, parse_priority
+from gpusched_ipy.options import add_job_options, checked
+from gpusched_ipy.optionvalues import parse_priority
 
 
 def nothing(parser: argparse.ArgumentParser) -> None:

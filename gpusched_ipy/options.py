@@ -7,16 +7,25 @@ under the names that ``Queue.submit`` takes.
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from keyword import iskeyword
 from typing import Any, NoReturn, Protocol, TypedDict
 
 from gpusched_ipy.config import parse_bytes, parse_seconds
 from gpusched_ipy.errors import UserError
-from gpusched_ipy.job import MAX_NAME_BYTES, PRIORITY_RANGE
+from gpusched_ipy.optionvalues import (
+    parse_begin,
+    parse_gpus,
+    parse_key,
+    parse_label,
+    parse_max_running,
+    parse_name,
+    parse_priority,
+    parse_references,
+    parse_retries,
+    parse_variables,
+)
 from gpusched_ipy.sweep import axes_of, parse_axis
 
 
@@ -63,10 +72,6 @@ class SubmitOptions(JobOptions, total=False):
 
     key: str | None  # the same key again is the same job, unless that has ended badly
     max_running: int | None  # of a sweep, at once
-
-
-MAX_RETRIES = 100
-_NAME = re.compile(r"\S(.*\S)?", re.DOTALL)
 
 
 def _dest(flag: str) -> str:
@@ -121,168 +126,12 @@ def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return call
 
 
-def parse_priority(text: object) -> int:
-    """A whole number from -1000 to 1000; higher runs first.
-
-    Raises:
-        UserError: it is not one.
-    """
-    low, high = PRIORITY_RANGE
-    try:
-        value = int(str(text))
-    except ValueError:
-        value = high + 1
-    if not low <= value <= high:
-        raise UserError(
-            f"priority {text!s} is not a whole number from {low} to {high} (higher runs first)"
-        )
-    return value
-
-
-def parse_gpus(text: object) -> int:
-    """How many GPUs: 1 or more.
-
-    Raises:
-        UserError: it is not such a number.
-    """
-    try:
-        value = int(str(text))
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise UserError(f"--gpus {text!s} is not a number of GPUs; write 1 or more")
-    return value
-
-
-def parse_retries(text: object) -> int:
-    """How often a job that has failed is tried again: 0 to 100.
-
-    Raises:
-        UserError: it is not such a number.
-    """
-    try:
-        value = int(str(text))
-    except ValueError:
-        value = -1
-    if not 0 <= value <= MAX_RETRIES:
-        raise UserError(f"--retries {text!s} is not a whole number from 0 to {MAX_RETRIES}")
-    return value
-
-
-def parse_max_running(text: object) -> int:
-    """How many members of a sweep may run at once: 1 or more.
-
-    Raises:
-        UserError: it is not such a number.
-    """
-    try:
-        value = int(str(text))
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise UserError(f"--max-running {text!s} is not a number of jobs; write 1 or more")
-    return value
-
-
-def parse_name(text: object) -> str:
-    """A name for people.
-
-    Raises:
-        UserError: it is empty or longer than 256 bytes.
-    """
-    return _short("name", text)
-
-
-def parse_key(text: object) -> str:
-    """What makes a submit the same as an earlier one.
-
-    Raises:
-        UserError: it is empty or longer than 256 bytes.
-    """
-    return _short("key", text)
-
-
-def _short(what: str, text: object) -> str:
-    value = str(text)
-    size = len(value.encode("utf-8", "surrogateescape"))
-    if not _NAME.fullmatch(value):
-        raise UserError(f"a {what} must not be empty or begin or end with a blank")
-    if size > MAX_NAME_BYTES:
-        raise UserError(f"the {what} has {size} bytes; at most {MAX_NAME_BYTES} are kept")
-    return value
-
-
-def parse_begin(text: object, *, now: datetime | None = None) -> float:
-    """The wall-clock time (s) of ``22:00`` (the next one), ``+2h`` or ``2026-11-22T22:00``.
-
-    Raises:
-        UserError: it is no such time.
-    """
-    now = now or datetime.now().astimezone()
-    raw = str(text).strip()
-    if raw.startswith("+"):
-        return now.timestamp() + parse_seconds(raw[1:])
-    try:
-        clock = datetime.strptime(raw, "%H:%M").time()  # noqa: DTZ007 - combined with a zone below
-    except ValueError:
-        clock = None
-    try:
-        when = datetime.fromisoformat(raw) if clock is None else datetime.combine(now, clock)
-    except ValueError:
-        raise UserError(
-            f"{raw} is not a begin time; write 22:00, +2h or 2026-11-22T22:00"
-        ) from None
-    when = when.replace(tzinfo=when.tzinfo or now.tzinfo)
-    if clock is not None and when <= now:
-        when += timedelta(days=1)
-    return when.timestamp()
-
-
-def parse_label(text: object) -> tuple[str, str]:
-    """``KEY=VALUE`` as a pair.
-
-    Raises:
-        UserError: it has no ``=`` or an empty key.
-    """
-    key, found, value = str(text).partition("=")
-    if not found or not key.strip():
-        raise UserError(f"--label {text!s} is not of the form KEY=VALUE")
-    return key.strip(), value
-
-
-def parse_references(text: object) -> tuple[str, ...]:
-    """The jobs named in ``12,14-16,prep*``: ids, ranges of ids, names and patterns, still as text.
-
-    Raises:
-        UserError: nothing is named.
-    """
-    names = tuple(part.strip() for part in str(text).split(",") if part.strip())
-    if not names:
-        raise UserError(f"{text!s} names no job; write an id or a name, for example 12,prep")
-    return names
-
-
 @dataclass(frozen=True, slots=True)
 class Isolation:
     """What an isolated cell takes along and brings back: the names of variables."""
 
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
-
-
-def parse_variables(text: object) -> tuple[str, ...]:
-    """The variables named in ``a,b``.
-
-    Raises:
-        UserError: one is no name of a variable.
-    """
-    names = tuple(dict.fromkeys(part.strip() for part in str(text).split(",") if part.strip()))
-    for name in names:
-        if not name.isidentifier() or iskeyword(name):
-            raise UserError(f"{name!r} is not the name of a variable; write names, as in a,b")
-    if not names:
-        raise UserError("no variable is named; write names, as in a,b")
-    return names
 
 
 # Of a cell alone.

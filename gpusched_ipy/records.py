@@ -48,6 +48,7 @@ def job_json(
     """
     spec, request = job.spec, asdict(job.request)
     request["begin_at"] = iso(job.request.begin_at)
+    request |= {"sweep": dict(spec.sweep), "key": spec.key}
     if effective is None:
         waits = job.state is JobState.PENDING
         effective = effective_priority(job, aging_s, now.mono) if waits else float(job.priority)

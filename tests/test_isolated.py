@@ -258,7 +258,7 @@ def test_missing_and_broken_outputs_are_named(shared: Kernel, store: Store) -> N
         ("--isolate --in small,large", "1", "--in large: more than 256 MiB; write it to a file"),
         ("--isolate --in a-b", "1", "'a-b' is not the name of a variable"),
         ("--in small", "1", "--in is for isolated cells"),
-        ("--isolate --sweep lr=1,2", "1", "a sweep"),
+        ("--isolate --out lr --sweep lr=1,2", "1", "each job of the sweep"),
         ("--isolate", "  ", "the cell is empty"),
     ],
 )

@@ -101,7 +101,7 @@ def test_no_hostile_text_acts_in_the_terminal(queue: Queue, fake: FakeScript) ->
 
 def _name(text: str) -> str:
     """A name as near to ``text`` as a submit takes one."""
-    from gpusched_ipy.options import parse_name
+    from gpusched_ipy.optionvalues import parse_name
 
     try:
         return parse_name(text)
