@@ -541,6 +541,31 @@ def test_the_starred_clock(table: str, mhz: float | None) -> None:
     assert text.current_clock(table) == mhz
 
 
+def test_a_light_reading_asks_no_sensor_of_a_card_that_has_fallen_asleep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = card(tmp_path)
+    backend = amd.AmdBackend(tmp_path)
+    asked: list[str] = []
+    pread = os.pread
+
+    def noted(handle: int, size: int, offset: int) -> bytes:
+        asked.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+        return pread(handle, size, offset)
+
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("no /proc that names the files of a process")
+    monkeypatch.setattr(os, "pread", noted)
+    backend.read(Detail.LOAD)
+    assert backend.read(Detail.LOAD).gpus[0].utilization == 0.37
+    assert asked == ["runtime_status", "gpu_busy_percent", "mem_info_vram_used"]
+    asked.clear()
+    (device / "power/runtime_status").write_text("suspended\n")
+    assert backend.read(Detail.LOAD).gpus[0].health is Health.ASLEEP
+    assert asked == ["runtime_status"]
+    backend.close()
+
+
 def test_light_readings_see_every_change_of_cards_that_are_known(tmp_path: Path) -> None:
     class Hand:
         mono = 100.0

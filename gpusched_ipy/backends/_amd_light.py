@@ -40,8 +40,14 @@ class LightCard:
 
     def read(self) -> Gpu | None:
         """The card now; None where only a full reading can tell."""
+        if not self._handles:
+            return None
+        status, *sensors = self._handles
         try:
-            said = [os.pread(handle, _LONGEST, 0) for handle in self._handles]
+            said = [os.pread(status, _LONGEST, 0)]
+            if said[0].strip() in _ASLEEP:
+                return None  # asking a sensor would wake it
+            said += [os.pread(handle, _LONGEST, 0) for handle in sensors]
         except OSError:  # suspended, unplugged, or the driver was unloaded
             return None
         if said != self._said:
@@ -52,8 +58,6 @@ class LightCard:
         return self._gpu
 
     def _made(self, said: list[bytes]) -> Gpu | None:
-        if len(said) != 3 or said[0].strip() in _ASLEEP:
-            return None
         utilization = values.ratio(said[1].decode("ascii", "replace"))
         used = values.whole(said[2].decode("ascii", "replace"))
         if utilization is None or used is None:
