@@ -341,6 +341,8 @@ class Isolated:
     def fetch(self, job: Job) -> list[str]:
         """Bind the outputs of an isolated cell, whoever has sent it; the names that are bound.
 
+        Of one that has failed for a part of its outputs, the others.
+
         Raises:
             UserError: it has no outputs, or they cannot be read back here.
         """
@@ -348,10 +350,12 @@ class Isolated:
             raise UserError(f"job {job.id} is a {job.kind}; only isolated cells have outputs")
         if not job.ended:
             raise UserError(f"job {job.id} is {job.state}; `%gpuq wait {job.id}` waits for its end")
-        if job.state is not JobState.COMPLETED:
+        values = parcel.fetch(self._queue().state, job.spec.uid)
+        if values is None and job.state is not JobState.COMPLETED:
             why = f": {job.error}" if job.error else ""
             raise UserError(f"job {job.id} has no outputs, it is {job.state}{why}")
-        values = _outputs(self._queue(), job)
+        if values is None:
+            raise UserError(_gone(job))
         for name, value in values.items():
             self._put(name, value)
         return list(values)
@@ -418,8 +422,12 @@ def merged(messages: Iterable[Shown]) -> Iterator[Shown]:
 def _outputs(queue: Queue, job: Job) -> dict[str, Any]:
     values = parcel.fetch(queue.state, job.spec.uid)
     if values is None:
-        raise UserError(f"the outputs of job {job.id} are no longer kept")
+        raise UserError(_gone(job))
     return values
+
+
+def _gone(job: Job) -> str:
+    return f"the outputs of job {job.id} are no longer kept"
 
 
 def _identity(namespace: Mapping[str, Any], name: str) -> int:

@@ -247,6 +247,7 @@ def test_missing_and_broken_outputs_are_named(shared: Kernel, store: Store) -> N
     assert "--out never: the cell has not made it" in error
     assert "--out bad: it cannot be pickled (TypeError" in error
     assert "good" not in error
+    assert shared.run(f"%gpuq fetch {cell.job}").text() == f"good from job {cell.job}\n"
     assert job_of(store, cell).error == error.removeprefix("UserError: ")
 
 
