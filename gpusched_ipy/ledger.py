@@ -55,14 +55,14 @@ def history_table(queue: Queue, asked: argparse.Namespace) -> Table:
     if asked.by is None:
         shown = outcomes[-asked.limit :]
         more = len(outcomes) - len(shown)
-        caption = f"{more} older ones with --limit" if more else f"{len(shown)} jobs"
+        caption = f"{more} older ones with --limit" if more else "all that are kept"
         return Table(
             columns=OUTCOME_COLUMNS, rows=[outcome_row(one) for one in shown], caption=caption
         )
     return Table(
         columns=account_columns(asked.by),
         rows=[account_row(account) for account in accounts(outcomes, _KEYS[asked.by])],
-        caption=f"{len(outcomes)} jobs by {asked.by}; waits and runs are medians",
+        caption=f"by {asked.by}; waits and runs are medians",
     )
 
 

@@ -103,6 +103,10 @@ def test_the_verbs_do_what_they_say(kernel: Kernel) -> None:
     cancelled = kernel.run("%gpuq cancel prep*").text()
     assert cancelled == f"job {first} cancelled\njob {second} cancelled\n"
     assert kernel.run("%gpuq cancel prep").text() == f"job {first} is over already (cancelled)\n"
+    assert "prep2" in table(kernel.run("%gpuq history"))
+    sums = json.loads(kernel.run("%gpuq history --by name --json").text())
+    assert [entry["jobs"] for entry in sums if entry["name"] == "prep2"] == [1]
+    assert json.loads(kernel.run("%gpuq stats --json").text())["gpus"] == 1
     again = kernel.run("%gpuq requeue prep", stop=False)
     assert "run the cell again" in again.errors[0]
     kernel.run("%gpuq cancel *")
