@@ -37,7 +37,8 @@ _log = logging.getLogger(__name__)
 BEAT_S = 2.0  # how often a page beats
 SILENCE_S = 3 * BEAT_S + 1.0  # a page that was not heard for so long is gone
 ANSWERS_S = 5.0  # for how long an answer to a click is repeated
-KEPT_S = 60.0  # the picture that is saved with the notebook is renewed at most so often
+FIRST_S = 10.0  # when it has shown itself for so long there is something worth saving …
+KEPT_S = 60.0  # … the picture that is saved with the notebook is renewed at most so often
 REASONS_S = 2.0  # wait reasons change without a move of the job: they are read this often
 
 Send = Callable[[dict[str, Any], bytes | None], None]
@@ -271,7 +272,10 @@ class PanelLoop:
         page = self._shown.page
         stands = [(job.id, job.state) for job in page.spans]
         before, at = self._kept
-        if self._moved is None or stands == before or self._mono() < at + KEPT_S:
+        rest = FIRST_S if before is None else KEPT_S
+        if self._moved is None or stands == before or self._mono() < at + rest:
+            return
+        if self._monitor.latest() is None:
             return
         self._kept = (stands, self._mono())
         self._moved()

@@ -11,7 +11,7 @@ from helpers import FakeScript, wait_until
 
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Settings
-from gpusched_ipy.job import Job, JobKind, JobState
+from gpusched_ipy.job import Job, JobKind, JobSpec, JobState
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
@@ -20,7 +20,8 @@ import time
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Settings
 from gpusched_ipy.monitor import Monitor
-from gpusched_ipy.panel import GpuPanel
+from gpusched_ipy.panel import GpuPanel, loop
+loop.FIRST_S = 0.0
 settings = Settings.load({explicit!r})
 wanted = set()
 class Watched(Monitor):
@@ -225,7 +226,8 @@ def test_a_reload_keeps_it_alive_and_a_restart_shows(
     desk: Desk, shoot: Callable[[Any, str], Path]
 ) -> None:
     desk.submit("before")
-    desk.lab.command("docmanager:save")
+    desk.lab.output(1).locator(".gsq-still svg").nth(1).wait_for(state="attached")
+    desk.lab.save()
     desk.lab.open()
     desk.wait_pill("live")
     desk.panel.get_by_text("before").wait_for()
@@ -324,7 +326,17 @@ def test_eight_gpus_and_ten_thousand_jobs(desk: Desk, shoot: Callable[[Any, str]
         desk.script.busy(place, utilization=0.1 + place / 10, memory=f"{4 + 4 * place}GiB")
     with desk.queue.store.writing():
         for number in range(10_000):
-            desk.submit(f"sweep {number}", priority=number % 3)
+            desk.queue.store.submit(
+                JobSpec(
+                    uid=f"sweep-{number}",
+                    kind=JobKind.CELL,
+                    name=f"sweep {number}",
+                    priority=number % 3,
+                    code="pass",
+                    home="none",
+                    owner="notebook sweep.ipynb",
+                )
+            )
     desk.panel.get_by_text("10000 waiting").wait_for()
     assert desk.panel.locator(".gsq-card").count() == 8
     assert desk.panel.locator("tr.gsq-row").count() == 200
