@@ -26,6 +26,7 @@ from gpusched_ipy.calls import (
     take_outcome,
 )
 from gpusched_ipy.errors import JobFailedError, UserError
+from gpusched_ipy.folding import ranges
 from gpusched_ipy.here import current_queue
 from gpusched_ipy.job import FINAL, Job, JobKind, JobSpec, JobState
 from gpusched_ipy.joblog import written
@@ -193,7 +194,7 @@ class SweepHandle(Sequence[JobHandle[T]]):
         return [await handle for handle in self]
 
     def __repr__(self) -> str:
-        return f"<sweep {self.array} of {len(self)} jobs: {', '.join(map(str, self.ids[:10]))}…>"
+        return f"<sweep {self.array}: jobs {ranges(self.ids)}>"
 
     def _repr_html_(self) -> str:
         jobs = [self.queue.show(job_id) for job_id in self.ids]
