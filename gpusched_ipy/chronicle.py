@@ -46,8 +46,7 @@ class Chronicle(Lookup):
         # The columns of an outcome bear its names.
         columns = ", ".join(item.name for item in fields(Outcome))
         rows = self._query(
-            f"SELECT {columns} FROM jobs INDEXED BY jobs_by_end WHERE ended_at >= ?"
-            " ORDER BY id",
+            f"SELECT {columns} FROM jobs INDEXED BY jobs_by_end WHERE ended_at >= ? ORDER BY id",
             (wall,),
         )
         if running:
