@@ -102,8 +102,7 @@ class PanelLoop:
         self._name = name
         self._moved = moved
         self._starts = starts
-        # What was last told as moved, and when: at first there is too little to be kept.
-        self._kept: tuple[object, float] = (None, self._mono())
+        self._kept: tuple[object, float] = (None, self._mono())  # told as moved, and when
         self.every_s = 1.0 / min(4.0, settings.panel_hz)
         self._cond = threading.Condition()
         self._inbox: deque[Mapping[str, Any]] = deque()
@@ -273,9 +272,8 @@ class PanelLoop:
         stands = [(job.id, job.state) for job in page.spans]
         before, at = self._kept
         rest = FIRST_S if before is None else KEPT_S
-        if self._moved is None or stands == before or self._mono() < at + rest:
-            return
-        if self._monitor.latest() is None:
+        early = self._mono() < at + rest or self._monitor.latest() is None
+        if self._moved is None or stands == before or early:
             return
         self._kept = (stands, self._mono())
         self._moved()
