@@ -107,8 +107,9 @@ def test_the_verbs_do_what_they_say(kernel: Kernel) -> None:
     sums = json.loads(kernel.run("%gpuq history --by name --json").text())
     assert [entry["jobs"] for entry in sums if entry["name"] == "prep2"] == [1]
     assert json.loads(kernel.run("%gpuq stats --json").text())["gpus"] == 1
-    again = kernel.run("%gpuq requeue prep", stop=False)
-    assert "run the cell again" in again.errors[0]
+    kernel.run("%gpuq requeue prep")
+    again = json.loads(kernel.run("%gpuq show prep --json").text())
+    assert (again["id"], again["state"]) == (first, "pending")
     kernel.run("%gpuq cancel *")
     assert json.loads(kernel.run("%gpuq list --json").text()) == []
 
