@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from gpusched_ipy.cellwatch import CellWatch
 
 if TYPE_CHECKING:
+    from gpusched_ipy.cellqueue import Asked
     from gpusched_ipy.config import Settings
     from gpusched_ipy.frontend import FrontEnd
     from gpusched_ipy.job import Job
-    from gpusched_ipy.kernel import Asked, KernelSession
+    from gpusched_ipy.kernel import KernelSession
 
 _log = logging.getLogger(__name__)
 _MAGIC = "%%gpuqueue"  # every cell passes by here: nothing is loaded for those without it
@@ -152,7 +153,7 @@ class Extension:
         found = cellsyntax.split(lines)
         body = "".join(lines[found[0] + 1 :]) if found else ""
         asked, _ = self._asked(line, body)
-        self.session.hold_place(asked)
+        self.session.cells.hold_place(asked)
 
     def run_several(self, line: str) -> None:
         """What stands for a cell that holds its place and is a sweep, or has a key.
@@ -167,7 +168,7 @@ class Extension:
         found = cellsyntax.split(lines)
         body = "".join(lines[found[0] + 1 :]) if found else ""
         asked, _ = self._asked(line, body)
-        self.session.run_several(asked, line)
+        self.session.cells.run_several(asked, line)
 
     def defer(self, line: str, body: str) -> Job | None:
         """Queue the running cell to run later.
@@ -182,21 +183,21 @@ class Extension:
         if not body.strip():
             raise UserError("the cell is empty: write what is to run below %%gpuqueue")
         if asked.fields.get("dry_run"):
-            self.session.preview(asked)
+            self.session.cells.preview(asked)
             return None
         if asked.isolation is not None:
-            return self.session.isolate(asked, line, wait=self._waits(wait))
+            return self.session.cells.isolate(asked, line, wait=self._waits(wait))
         if wait or self._settings().wait or not self.front.can_defer:
             raise UserError(
                 "a cell that holds its place must begin with %%gpuqueue; here it stands inside "
                 "something else"
             )
         if asked.fields.get("sweep") or asked.fields.get("key"):
-            return self.session.defer_several(asked, line)
-        return self.session.defer(asked, line)
+            return self.session.cells.defer_several(asked, line)
+        return self.session.cells.defer(asked, line)
 
     def _asked(self, line: str, body: str) -> tuple[Asked, bool]:
-        from gpusched_ipy.kernel import Asked
+        from gpusched_ipy.cellqueue import Asked
         from gpusched_ipy.lines import parse_cell, parse_isolation
 
         line = self.shell.var_expand(line)

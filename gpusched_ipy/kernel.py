@@ -8,62 +8,43 @@ from __future__ import annotations
 
 import sys
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-from gpusched_ipy import cellsyntax
 from gpusched_ipy.aftercells import AfterCells
 from gpusched_ipy.api import Queue
 from gpusched_ipy.backends import Detail
-from gpusched_ipy.badge import Around, heading
 from gpusched_ipy.board import Board
+from gpusched_ipy.cellqueue import CellQueue
 from gpusched_ipy.cellsweep import CellSweep
 from gpusched_ipy.cellwatch import CellWatch
 from gpusched_ipy.config import Settings
 from gpusched_ipy.courier import Courier
-from gpusched_ipy.errors import JobFailedError, UserError
-from gpusched_ipy.frontend import FrontEnd, Message
+from gpusched_ipy.errors import UserError
+from gpusched_ipy.frontend import FrontEnd
 from gpusched_ipy.here import Home
-from gpusched_ipy.interrupts import shielded
-from gpusched_ipy.isolated import Away, Isolated
-from gpusched_ipy.job import Job, JobKind, JobState
+from gpusched_ipy.isolated import Isolated
+from gpusched_ipy.job import JobKind, JobState
 from gpusched_ipy.kernel_log import close_log, log_to
 from gpusched_ipy.lending import Lending
 from gpusched_ipy.locks import Membership
 from gpusched_ipy.lostcells import LostCells
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.notify import Notifier, notifier
-from gpusched_ipy.options import Isolation
 from gpusched_ipy.paced import PacedStarts
 from gpusched_ipy.pin import Pin
 from gpusched_ipy.place import Place
-from gpusched_ipy.records import how_it_stands
 from gpusched_ipy.release import SETTLED_S, Release
-from gpusched_ipy.replay import Stage
 from gpusched_ipy.runners.allocation import AllocationRunner
 from gpusched_ipy.runners.cell import Cell, CellRunner, Phase
 from gpusched_ipy.scheduler import Claim, Runner, Scheduler
 from gpusched_ipy.statedir import open_state_dir
 from gpusched_ipy.store import Store
-from gpusched_ipy.submission import Submission
 
-_TRIES = ("retries", "requeue", "retry_oom")
 _READING_S = 1.0  # how long a reading may take that only names GPUs
 _FORECAST_S = 30.0  # each new forecast of a badge changes the notebook
 _HEARING_S = 1.0  # a cell that holds its place waits no longer for its transcript
 _BUSY_S = 0.1  # shorter cells are not worth a line in the record
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a queued cell asks for: the options by their long names, and its body."""
-
-    fields: Mapping[str, Any]
-    body: str
-    isolation: Isolation | None = None  # it runs in a Python of its own
 
 
 class KernelSession:
@@ -86,7 +67,7 @@ class KernelSession:
         self.store.join(self.membership.key, "kernel", front.owner)
         self.pin = Pin(self.store, self.membership.key)
         self.runner = CellRunner(self)
-        self._several = CellSweep(front, self.runner, self.membership.key)
+        self.several = CellSweep(front, self.runner, self.membership.key)
         self.allocations = AllocationRunner()
         self._scheduler: Scheduler | None = None
         self._courier: Courier | None = None
@@ -108,13 +89,14 @@ class KernelSession:
         )
         self._telling: Notifier | None = None
         self._release = Release(front, self.store, self.membership.key, self._at_rest)
-        self._lending = Lending(front, self.runner, self.board.record)
-        self._place = Place(
+        self.lending = Lending(front, self.runner, self.board.record)
+        self.place = Place(
             front, self.store, self.runner, self.board, self.labels, self._record_in_place
         )
-        self._lost = LostCells(front, self.store, self.runner, self.membership.key)
+        self.lost = LostCells(front, self.store, self.runner, self.membership.key)
+        self.cells = CellQueue(self)
         self._start(settings)
-        self._lost.offer(time.time())
+        self.lost.offer(time.time())
 
     # -- life
 
@@ -145,11 +127,11 @@ class KernelSession:
         """
         if settings.state_dir != self.settings.state_dir:
             raise UserError("state_dir takes effect after %unload_ext and %load_ext gpusched_ipy")
-        enrolled = self._scheduler is not None
+        enrolled = self.enrolled
         self.park()
         self._start(settings)
         if enrolled:
-            self._enrol()
+            self.enrol()
         self._resume_showing()
 
     def park(self) -> None:
@@ -173,7 +155,7 @@ class KernelSession:
         self.watch = watch
         self._start(settings)
         if self.open_cells or self.allocations.open:
-            self._enrol()
+            self.enrol()
         self._resume_showing()
 
     def close(self) -> None:
@@ -205,7 +187,7 @@ class KernelSession:
     @property
     def home(self) -> Home:
         """This kernel for code of its cells and threads that takes GPUs by itself."""
-        self._enrol()
+        self.enrol()
         return Home(
             queue=self.queue,
             key=self.membership.key,
@@ -222,7 +204,12 @@ class KernelSession:
         active = self.runner.active
         return active.claim if active is not None and active.phase is Phase.RUNNING else None
 
-    def _enrol(self) -> Scheduler:
+    @property
+    def enrolled(self) -> bool:
+        """Whether the loop runs: a cell of this kernel has been queued."""
+        return self._scheduler is not None
+
+    def enrol(self) -> Scheduler:
         """Start the loop: this kernel has cells of its own."""
         if self._scheduler is None:
             runners: dict[JobKind, Runner] = {
@@ -237,12 +224,13 @@ class KernelSession:
             self._scheduler.start()
         return self._scheduler
 
-    def _hear(self) -> None:
-        if (courier := self._sending()) is not None:
+    def hear(self) -> None:
+        """Hear what the kernel puts out, from now on or soon."""
+        if (courier := self.sending()) is not None:
             courier.listen(True)
             courier.look()
 
-    def _sending(self) -> Courier | None:
+    def sending(self) -> Courier | None:
         """The courier, begun where there is a kernel that it can serve."""
         path = self.front.connection_file
         if self._courier is None and path is not None:
@@ -251,160 +239,10 @@ class KernelSession:
 
     def _resume_showing(self) -> None:
         if self.open_cells:
-            self._hear()
+            self.hear()
         if self.isolated.open_jobs:
-            self._sending()
+            self.sending()
             self.isolated.resume()
-
-    # -- cells that run later
-
-    def defer(self, asked: Asked, line: str) -> Job:
-        """Queue the running cell to run later, and put its badge up.
-
-        Raises:
-            UserError: it cannot be; nothing is queued.
-        """
-        sent = str(self.front.parent.get("content", {}).get("code", ""))
-        cell = Cell(
-            uid=uuid.uuid4().hex,
-            parent=self.front.parent,
-            code=cellsyntax.source(sent, line, asked.body),
-            cell_id=self.front.cell_id,
-        )
-        job = self._submit(cell, asked)
-        self._hear()
-        replaced = self._replace(cell)
-        self.board.put_up(cell, job, Around(replaced=replaced))
-        self.changed()
-        return job
-
-    def defer_several(self, asked: Asked, line: str) -> Job:
-        """Queue the running cell once for each value of its sweep, or not at all where its key
-        stands already.
-
-        Raises:
-            UserError: it cannot be; nothing is queued.
-        """
-        done = self._submit_several(asked, line)
-        self._hear()
-        queued = {job.spec.uid for job in done.jobs}
-        older = [
-            other
-            for other in self._older(self.front.cell_id, self.front.parent)
-            if other.uid not in queued
-        ]
-        around = Around(replaced=self._cancel(older), note=done.note)
-        if done.array is not None:
-            self.board.put_up_sweep(done.array, self.front.parent, around)
-        elif (cell := self.runner.cells.get(done.jobs[0].spec.uid)) is not None:
-            self.board.put_up(cell, done.jobs[0], around)
-        elif done.note is not None:
-            self.front.tell(f"gpuqueue: {done.note}")
-        self.changed()
-        return done.jobs[0]
-
-    def run_several(self, asked: Asked, line: str) -> None:
-        """The same for a cell that holds its place: returns when all of it is over.
-
-        Raises:
-            UserError: it cannot be queued, or some of it has not completed.
-        """
-        if self.front.kernel is None:
-            raise UserError("a sweep or a key of cells needs a notebook; use %gpurun here")
-        if self.running_claim is not None:
-            raise UserError("this cell has its turn already; it cannot wait for another one")
-        done = self._submit_several(self._tried_once(asked), line)
-        if done.note is not None:
-            self.front.tell(f"gpuqueue: {done.note}")
-        self._hear()
-        if self.front.attended and done.array is not None:
-            self.board.put_up_sweep(done.array, self.front.parent, Around())
-        try:
-            with self._lending.waiting():
-                self.changed()
-                self._several.follow(self.queue, done, self._lending.lend)
-        finally:
-            self.changed()
-
-    def preview(self, asked: Asked) -> None:
-        """Say what would become of the running cell, and when; nothing is queued."""
-        found = self.queue.preview(
-            kind=JobKind.CELL if asked.isolation is None else JobKind.ISOLATED,
-            code=asked.body,
-            home=self.membership.key if asked.isolation is None else None,
-            **asked.fields,
-        )
-        print(found)
-
-    def _submit_several(self, asked: Asked, line: str) -> Submission:
-        scheduler = self._enrol()
-        self.pin.look(self.monitor, asked.fields.get("gpus", 1))
-        sent = str(self.front.parent.get("content", {}).get("code", ""))
-        code = cellsyntax.source(sent, line, asked.body)
-        done = self._several.submit(self.queue, code, asked.body, asked.fields)
-        scheduler.wake()
-        return done
-
-    def isolate(self, asked: Asked, line: str, *, wait: bool) -> Job:
-        """Queue the running cell to run in a Python of its own; ``wait`` holds its place.
-
-        Raises:
-            UserError: it cannot be, and nothing is queued; or it has not ended well.
-            RemoteError: what its body has raised, under its own name.
-        """
-        assert asked.isolation is not None
-        code = str(self.front.parent.get("content", {}).get("code", ""))
-        source = cellsyntax.source(code, line, asked.body)
-        if asked.fields.get("sweep"):
-            sent = self.isolated.send_sweep(source, asked.body, asked.isolation, asked.fields)
-            return self._follow_isolated(sent, wait=wait)
-        away = self.isolated.send(source, asked.body, asked.isolation, asked.fields)
-        if wait:
-            return self._await_isolated(away)
-        self._sending()
-        self.isolated.show(away)
-        return self.queue.show(away.job_id)
-
-    def _follow_isolated(self, sent: Sequence[Away], *, wait: bool) -> Job:
-        """The members of a sweep: each below a heading where this cell waits, else by its badge."""
-        if wait:
-            try:
-                for away in sent:
-                    self.front.show_here(heading(self.queue.show(away.job_id)))
-                    self._await_isolated(away)
-            except BaseException:
-                shielded(partial(self.queue.cancel, *(away.job_id for away in sent)))
-                raise
-        else:
-            self._sending()
-            for away in sent:
-                self.isolated.show(away)
-        return self.queue.show(sent[0].job_id)
-
-    def _await_isolated(self, away: Away) -> Job:
-        stage = Stage()
-        job = self.isolated.await_here(away, stage.show)
-        self._place.say_wait(job.id)
-        if job.state is JobState.COMPLETED:
-            return job
-        if stage.error is not None and job.state is JobState.FAILED:
-            raise stage.error
-        raise JobFailedError(job.id, job.state, f"job {job.id}: {how_it_stands(job)}")
-
-    def requeue(self, job: Job) -> Job:
-        """Queue an ended cell, of this kernel or of one that is gone, once more: here.
-
-        Raises:
-            UserError: it has not ended, or cannot run here later.
-        """
-        scheduler = self._enrol()
-        self.pin.look(self.monitor, job.request.gpus)
-        cell, again = self._lost.requeue(job)
-        scheduler.wake()
-        self._hear()
-        self.board.put_up(cell, again, Around())
-        self.changed()
-        return again
 
     def begin_marked(self, mark: Mapping[str, Any], text: str) -> bool | None:
         """Whether the body of a request of ours may run now; None: ``text`` is not that body."""
@@ -415,123 +253,10 @@ class KernelSession:
             cell.uid, int(mark["epoch"]), self.watch.depth + 1
         )
 
-    def _submit(self, cell: Cell, asked: Asked) -> Job:
-        scheduler = self._enrol()
-        self.pin.look(self.monitor, asked.fields.get("gpus", 1))
-        self.runner.cells[cell.uid] = cell
-        try:
-            submit = partial(
-                self.queue.submit,
-                kind=JobKind.CELL,
-                code=asked.body,
-                uid=cell.uid,
-                home=self.membership.key,
-                cell_id=cell.cell_id,
-                in_place=cell.in_place,
-                **asked.fields,
-            )
-            job = shielded(submit)
-        except BaseException:
-            del self.runner.cells[cell.uid]
-            raise
-        cell.job_id = job.id
-        scheduler.wake()
-        return job
-
-    def _replace(self, cell: Cell) -> tuple[int, ...]:
-        """The cell has been run again: what it had queued before must not run as well."""
-        return self._cancel(self._older(cell.cell_id, cell.parent))
-
-    def _older(self, cell_id: str | None, parent: Message) -> list[Cell]:
-        """What the same cell of the notebook had queued when it was run before."""
-        msg_id = parent.get("header", {}).get("msg_id", "")
-        return [
-            other
-            for other in self.open_cells
-            if other.cell_id is not None and other.cell_id == cell_id and other.msg_id != msg_id
-        ]
-
-    def _cancel(self, cells: Sequence[Cell]) -> tuple[int, ...]:
-        with self.store.writing():
-            for cell in cells:
-                self.store.request_cancel(cell.job_id)
-        return tuple(cell.job_id for cell in cells)
-
-    # -- cells that wait in their place
-
-    def _tried_once(self, asked: Asked) -> Asked:
-        """A cell that holds its place fails where it stands: the notebook sees its error."""
-        fields = {name: value for name, value in asked.fields.items() if name not in _TRIES}
-        if len(fields) < len(asked.fields):
-            self.front.tell(
-                "gpuqueue: a cell that holds its place is not tried again; its error ends it here"
-            )
-        return replace(asked, fields=fields)
-
-    def hold_place(self, asked: Asked) -> None:
-        """Wait until the running cell may go on; its GPU is given back when it has ended.
-
-        Raises:
-            UserError: it cannot be queued, or it was cancelled while it waited.
-        """
-        if self.runner.active is not None and self.runner.active.phase is Phase.RUNNING:
-            raise UserError("this cell has its turn already; it cannot wait for another one")
-        asked = self._tried_once(asked)
-        cell = Cell(
-            uid=uuid.uuid4().hex,
-            parent=self.front.parent,
-            code=asked.body,
-            cell_id=self.front.cell_id,
-            in_place=True,
-        )
-        job = self._submit(cell, asked)
-        self._hear()
-        self._place.hold(cell, job, self.watch.depth, partial(self._replace, cell))
-
     def _record_in_place(self, cell: Cell) -> None:
         """As for a deferred cell, where there is a kernel whose output can be heard."""
         if self._courier is not None and self._courier.hearing.wait(_HEARING_S):
             self.board.record(cell)
-
-    # -- waiting for jobs in a cell
-
-    def wait(self, references: Sequence[str], timeout: float | None = None) -> list[Job]:
-        """Wait for jobs; cells of this kernel run meanwhile, each under its own badge.
-
-        Raises:
-            UserError: one of them can only run after the cell that waits.
-            TimeoutError: they have not ended in time.
-        """
-        active = self.runner.active
-        if active is not None and active.phase is Phase.RUNNING:
-            return self._wait_inside(active, references, timeout)
-        try:
-            return self._wait_lending(references, timeout)
-        finally:
-            self.isolated.take_in_after_wait()
-
-    def _wait_lending(self, references: Sequence[str], timeout: float | None) -> list[Job]:
-        if self._scheduler is None:  # no cell of this kernel waits
-            return self.queue.wait(*references, timeout=timeout)
-        try:
-            with self._lending.waiting():
-                self.changed()
-                return self.queue.wait(*references, timeout=timeout, tick=self._lending.lend)
-        finally:
-            self.changed()
-
-    def _wait_inside(
-        self, active: Cell, references: Sequence[str], timeout: float | None
-    ) -> list[Job]:
-        ids = self.queue.resolve(references) if references else [j.id for j in self.queue.list()]
-        bound = {cell.job_id for cell in self.open_cells}
-        if references and bound & set(ids):
-            raise UserError(
-                f"job {min(bound & set(ids))} is a cell of this kernel: it cannot run before "
-                "the cell that waits for it has ended"
-            )
-        others = [number for number in ids if number not in bound]
-        return self.queue.wait(*others, timeout=timeout) if others else []
 
     # -- what the runner asks for (Host)
 
@@ -556,7 +281,7 @@ class KernelSession:
 
     def can_run_here(self, cell: Cell) -> bool:
         """Whether the body can run inside the cell that waits for it."""
-        return self._lending.can_run(cell)
+        return self.lending.can_run(cell)
 
     def send(self, cell: Cell) -> None:
         """Have the kernel run the cell now."""
@@ -567,7 +292,7 @@ class KernelSession:
     def granted(self, claim: Claim) -> None:
         """Show the body its GPUs."""
         self._labels |= {gpu.uuid: _label(gpu.index, gpu.uuid) for gpu in claim.gpus}
-        self._several.begins(claim.job)
+        self.several.begins(claim.job)
         self._after.granted |= set(claim.job.gpus)
         self.pin.grant(claim)
 
@@ -592,7 +317,7 @@ class KernelSession:
         if ours and active is not None and active.phase is not Phase.RUNNING:
             self._after.queued_cell()
             if active.in_place:
-                self._place.leave(active)
+                self.place.leave(active)
         elif not ours:
             waiting = [cell.job_id for cell in self.open_cells if not cell.in_place]
             waiting += self.isolated.open_jobs
@@ -642,7 +367,7 @@ class KernelSession:
         self._heard = hears
         if not self.runner.cells:
             courier.listen(False)
-        executing = self.watch.depth > 0 and not self._lending.active
+        executing = self.watch.depth > 0 and not self.lending.active
         for_s = self.settled_s
         if executing and (waiting or self.runner.active is not None):
             if not self._busy_told and for_s < _BUSY_S:

@@ -114,7 +114,7 @@ class Notebook:
         job = self._queue.show(asked.id)
         own = job.spec.uid in self._session.runner.cells
         if asked.follow and own and not job.ended:
-            self._session.wait([str(job.id)])  # it can only run while this cell lets it
+            self._session.cells.wait([str(job.id)])  # it can only run while this cell lets it
             job = self._queue.show(job.id)
         self._transcript(job)
         following = asked.follow and not own
@@ -145,7 +145,7 @@ class Notebook:
 
     def _wait(self, asked: Arguments) -> None:
         try:
-            jobs = self._session.wait(asked.ids, asked.timeout)
+            jobs = self._session.cells.wait(asked.ids, asked.timeout)
         except TimeoutError as exc:
             print(exc)
             return
@@ -161,7 +161,7 @@ class Notebook:
         cells = {number for number in ids if self._queue.show(number).kind is JobKind.CELL}
         for number in ids:
             if number in cells:
-                self._tell("waits again", [self._session.requeue(self._queue.show(number))])
+                self._tell("waits again", [self._session.cells.requeue(self._queue.show(number))])
         others = [number for number in ids if number not in cells]
         if others:
             self._tell("waits again", self._queue.requeue(*(others if cells else asked.ids)))
