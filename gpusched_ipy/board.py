@@ -126,6 +126,9 @@ class Board:
     def record(self, cell: Cell) -> None:
         """Keep what the cell shows from now on."""
         path = self._store.state.transcript(cell.uid)
+        before = self._recording.get(_mark(cell))
+        if before is not None and before.recorder is not None:
+            before.recorder.close()  # of an earlier attempt
         cell.recorder = Recorder(path, self.log_cap)
         self._recording[_mark(cell)] = cell
 

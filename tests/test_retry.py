@@ -280,6 +280,10 @@ def test_cells_are_tried_again_in_their_kernel(tmp_path: Path) -> None:
         assert len(cell.errors) == 2, "how each try went stands under the cell"
         assert any("retry 1 of 2 in" in text for text in cell.badges)
         assert "try 3" in kernel.run(f"%gpuq log {cell.job}").text()
+        kernel.run("import glob, os")
+        opened = "[os.readlink(fd) for fd in glob.glob('/proc/self/fd/*') if os.path.exists(fd)]"
+        listed = kernel.run(f"sum('.jsonl' in path for path in {opened})").results
+        assert listed in (["0"], ["1"]), "the transcript of an earlier try is closed"
         # In a wait the kernel's own cells run inside the cell that waits, the next try as well.
         kernel.run("tries.clear()")
         cell = kernel.run(f"%%gpuqueue --retries 2 --name w\n{body}")
