@@ -65,6 +65,8 @@ class Courier:
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
         os.set_blocking(self._wake_w, False)
+        self._waking = threading.Lock()
+        self._closed = False
         self._stopping = False
         self._pulse_at: float | None = None
         self._probes = 0
@@ -84,8 +86,9 @@ class Courier:
     def call(self, order: Callable[[], None]) -> None:
         """Have the thread do that soon."""
         self._orders.append(order)
-        with suppress(BlockingIOError, OSError):
-            os.write(self._wake_w, b"x")
+        with self._waking, suppress(BlockingIOError):
+            if not self._closed:
+                os.write(self._wake_w, b"x")
 
     def look(self) -> None:
         """Have the listener's pulse called soon."""
@@ -123,8 +126,10 @@ class Courier:
             for socket in (self._shell, self._control, self._iopub):
                 if socket is not None:
                     socket.close(linger=0)
-            for fd in (self._wake_r, self._wake_w):
-                os.close(fd)
+            with self._waking:  # afterwards these numbers may be somebody else's files
+                self._closed = True
+                for fd in (self._wake_r, self._wake_w):
+                    os.close(fd)
 
     def _once(self, poller: zmq.Poller) -> None:
         ready = dict(poller.poll(self._patience_ms()))

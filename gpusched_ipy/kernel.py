@@ -298,8 +298,9 @@ class KernelSession:
 
     def changed(self) -> None:
         """Bring the badges up to date."""
-        if self._courier is not None:
-            self._courier.look()
+        courier = self._courier  # this may be any thread
+        if courier is not None:
+            courier.look()
 
     # -- what the cells of the user bring (Watcher)
 

@@ -6,11 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jupyter_client.connect import write_connection_file
 from kernels import PYTHON, REPOSITORY, started
+
+from gpusched_ipy.courier import Courier
 
 HEAVY = (
     *("matplotlib", "ipywidgets", "anywidget", "pynvml", "sqlite3", "psutil", "nbformat", "numpy"),
@@ -215,3 +219,26 @@ def test_the_package_itself_imports_nothing_heavy() -> None:
         check=True,
     )
     assert done.stdout == "[]\n"
+
+
+class Nobody:
+    """Listens to a courier that hears nothing."""
+
+    def heard(self, mark: str, kind: str, content: object) -> None: ...
+    def replied(self, uid: str, content: object) -> None: ...
+    def pulse(self) -> float | None:
+        return None
+
+
+def test_a_courier_that_has_ended_writes_into_nobodys_file(tmp_path: Path) -> None:
+    name, _ = write_connection_file(str(tmp_path / "kernel.json"), key=b"key")
+    courier = Courier(name, Nobody())
+    descriptor = courier._wake_w
+    courier.stop()
+    with ExitStack() as stack:
+        paths = [tmp_path / str(number) for number in range(64)]
+        files = [stack.enter_context(path.open("wb")) for path in paths]
+        assert descriptor in [file.fileno() for file in files], "its number is used again"
+        courier.look()
+        courier.stop()
+    assert not any(path.stat().st_size for path in paths)
