@@ -146,14 +146,7 @@ class Extension:
         Raises:
             UserError: it cannot be queued, or it was cancelled while it waited.
         """
-        from gpusched_ipy import cellsyntax
-
-        sent = str(self.front.parent.get("content", {}).get("code", ""))
-        lines = sent.splitlines(keepends=True)
-        found = cellsyntax.split(lines)
-        body = "".join(lines[found[0] + 1 :]) if found else ""
-        asked, _ = self._asked(line, body)
-        self.session.cells.hold_place(asked)
+        self.session.cells.hold_place(self._asked_here(line))
 
     def run_several(self, line: str) -> None:
         """What stands for a cell that holds its place and is a sweep, or has a key.
@@ -161,17 +154,13 @@ class Extension:
         Raises:
             UserError: it cannot be queued, or some of it has not completed.
         """
-        from gpusched_ipy import cellsyntax
-
-        sent = str(self.front.parent.get("content", {}).get("code", ""))
-        lines = sent.splitlines(keepends=True)
-        found = cellsyntax.split(lines)
-        body = "".join(lines[found[0] + 1 :]) if found else ""
-        asked, _ = self._asked(line, body)
-        self.session.cells.run_several(asked, line)
+        self.session.cells.run_several(self._asked_here(line), line)
 
     def defer(self, line: str, body: str) -> Job | None:
         """Queue the running cell to run later.
+
+        Args:
+            line: of the magic; IPython has put the values of variables into it.
 
         Raises:
             UserError: it cannot be; nothing is queued.
@@ -196,11 +185,20 @@ class Extension:
             return self.session.cells.defer_several(asked, line)
         return self.session.cells.defer(asked, line)
 
+    def _asked_here(self, line: str) -> Asked:
+        """What the running cell asks for, whose first line stands in it as it was typed."""
+        from gpusched_ipy import cellsyntax
+
+        sent = str(self.front.parent.get("content", {}).get("code", ""))
+        lines = sent.splitlines(keepends=True)
+        found = cellsyntax.split(lines)
+        body = "".join(lines[found[0] + 1 :]) if found else ""
+        return self._asked(self.shell.var_expand(line), body)[0]
+
     def _asked(self, line: str, body: str) -> tuple[Asked, bool]:
         from gpusched_ipy.cellqueue import Asked
         from gpusched_ipy.lines import parse_cell, parse_isolation
 
-        line = self.shell.var_expand(line)
         fields, wait = parse_cell(line)
         return Asked(fields, body, parse_isolation(line)), wait
 

@@ -47,7 +47,7 @@ QUEUE_EXAMPLES = """\
     %gpuq fetch 12                the outputs of an isolated cell become variables here
     %gpuq wait [12]               wait for jobs; queued cells of this notebook run meanwhile
     %gpuq drain / resume          start nothing more, start again
-    %gpuq requeue 12              run an ended command again"""
+    %gpuq requeue 12              run an ended job again"""
 
 Arguments = argparse.Namespace
 _SWEPT = re.compile(r"--sweep[=\s]+[\"']?([A-Za-z_]\w*)=")

@@ -15,7 +15,7 @@ from gpusched_ipy.joblog import SHOWN_KINDS, follow, shown, written
 from gpusched_ipy.kernel import KernelSession
 from gpusched_ipy.lines import Arguments, parse_queue
 from gpusched_ipy.look import Look, damage, job_record, job_records, job_table
-from gpusched_ipy.terminal import plain_table, safe_text, show_table
+from gpusched_ipy.terminal import SafeText, plain_table, safe_text, show_table
 from gpusched_ipy.view import (
     GPU_COLUMNS,
     JOB_COLUMNS,
@@ -93,8 +93,12 @@ class Notebook:
             if value not in (None, [], {})
         ]
         self._table(("job", str(job.id)), rows, None)
-        if self._transcript(job) is not None:
-            for output in shown(self._queue, job):
+        if self._transcript(job) is None:
+            return
+        for output in shown(self._queue, job):
+            if self._session.front.kernel is None:
+                print(safe_text(output.text), end="")
+            else:
                 replay.show(output.kind, output.content)
 
     def _fetch(self, asked: Arguments) -> None:
@@ -118,9 +122,11 @@ class Notebook:
             job = self._queue.show(job.id)
         self._transcript(job)
         following = asked.follow and not own
+        text = SafeText()
         for chunk in follow(self._queue, job.id) if following else written(self._queue, job):
-            sys.stdout.write(safe_text(chunk.decode("utf-8", "backslashreplace")))
+            sys.stdout.write(text.more(chunk))
             sys.stdout.flush()
+        sys.stdout.write(text.rest())
 
     def _cancel(self, asked: Arguments) -> None:
         ids = self._queue.resolve(asked.ids)

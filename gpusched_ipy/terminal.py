@@ -76,34 +76,43 @@ class LogWriter:
     """Writes the bytes of a log to stdout: as they are into a pipe, made safe on a terminal."""
 
     def __init__(self) -> None:
-        self._safe = is_terminal(sys.stdout)
-        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-        self._rest = ""
+        self._text = SafeText() if is_terminal(sys.stdout) else None
 
     def write(self, chunk: bytes) -> None:
         """Write the next bytes."""
-        if not self._safe:
+        if self._text is not None:
+            sys.stdout.write(self._text.more(chunk))
             sys.stdout.flush()
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
             return
-        text = self._rest + self._decoder.decode(chunk)
-        cut = _CUT.search(text)
-        self._rest = text[cut.start() :] if cut else ""
-        self._put(text[: cut.start()] if cut else text)
+        sys.stdout.flush()
+        sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
 
     def close(self) -> None:
         """Write what was held back, and leave no colour behind."""
-        if self._safe:
-            self._put(self._rest + self._decoder.decode(b"", final=True))
-            self._rest = ""
-            sys.stdout.write("\x1b[0m")
+        if self._text is not None:
+            sys.stdout.write(f"{self._text.rest()}\x1b[0m")
             sys.stdout.flush()
 
-    @staticmethod
-    def _put(text: str) -> None:
-        sys.stdout.write(safe_text(text))
-        sys.stdout.flush()
+
+class SafeText:
+    """The bytes of a log as :func:`safe_text`, wherever a piece of it was cut off."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+        self._held = ""
+
+    def more(self, chunk: bytes) -> str:
+        """The text of the next bytes; a begun character or colour is held back."""
+        text = self._held + self._decoder.decode(chunk)
+        cut = _CUT.search(text)
+        self._held = text[cut.start() :] if cut else ""
+        return safe_text(text[: cut.start()] if cut else text)
+
+    def rest(self) -> str:
+        """What was held back, at the end."""
+        held, self._held = self._held, ""
+        return safe_text(held + self._decoder.decode(b"", final=True))
 
 
 def safe_text(text: str) -> str:

@@ -42,6 +42,7 @@ class Recorder:
         self._fd = open_private(path, os.O_WRONLY | os.O_APPEND)
         os.ftruncate(self._fd, 0)
         self._left = cap
+        self._cut = False  # the last line, by a full disk
         self._mutex = threading.Lock()
 
     def record(self, kind: str, content: Mapping[str, Any], log_at: int | None = None) -> None:
@@ -63,7 +64,8 @@ class Recorder:
                 last = {"type": "stream", "content": {"name": "stderr", "text": text}}
                 line = (json.dumps(last) + "\n").encode()
             if self._fd >= 0:
-                os.write(self._fd, line)
+                begin = b"\n" if self._cut else b""
+                self._cut = os.write(self._fd, begin + line) < len(begin + line)
 
     def close(self) -> None:
         """Nothing more is recorded; closing twice changes nothing."""
@@ -104,7 +106,10 @@ class Follower:
         # First: what stands in the log now was written before anything that comes after this.
         end = self._log_path.stat().st_size if self._log_path and self._log_path.exists() else 0
         for line in self._lines():
-            entry = json.loads(line)
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # a full disk, or a kill, has cut it off
             yield from self._raw(entry.get("log_at", 0))
             yield entry["type"], entry["content"]
         yield from self._raw(end)

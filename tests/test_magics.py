@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,6 +136,12 @@ def test_a_command_runs_and_its_log_is_shown(tmp_path: Path) -> None:
         assert kernel.run("%gpuq log hello").text() == "from python $CUDA_VISIBLE_DEVICES\n"
         kernel.run('%gpurun --name line --shell "echo $CUDA_VISIBLE_DEVICES | tr a-z A-Z"')
         assert kernel.run("%gpuq log -f line").text() == "GPU-FAKE-0\n"
+        # Longer than one piece, with a character on the border.
+        kernel.run("word = '$other'; other = 'not this'")
+        kernel.run("%gpurun --name long -- python -c \"print('a' + '\\u00fc' * 50000)\"")
+        assert kernel.run("%gpuq log -f long").text() == "a" + "\u00fc" * 50_000 + "\n"
+        said = kernel.run("%%gpuqueue --name $word --dry-run\npass").text()
+        assert said.startswith("$other would start"), "a value is not expanded once more"
 
 
 @pytest.mark.kernel
@@ -330,3 +337,22 @@ def test_a_transcript_is_read_as_it_stood_at_the_end(tmp_path: Path) -> None:
     recorder.record("stream", {"name": "stdout", "text": "too late"})
     assert transcript.read_text(tmp_path / "cell.jsonl") == "100%\nnext\nsecond\nE: v\n"
     assert (tmp_path / "cell.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_line_that_a_full_disk_has_cut_off_costs_that_line_alone(tmp_path: Path) -> None:
+    path = tmp_path / "cell.jsonl"
+    recorder = transcript.Recorder(path, 100_000)
+
+    def show(text: str) -> None:
+        recorder.record("stream", {"name": "stdout", "text": text})
+
+    show("first\n")
+    _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, hard))
+    try:
+        show("second\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    show("third\n")
+    recorder.close()
+    assert transcript.read_text(path) == "first\nthird\n"

@@ -534,3 +534,19 @@ def test_stopping_the_agent_never_signals_whoever_has_its_pid_now(queue: Queue) 
         stranger.wait(0.2)
     stranger.kill()
     stranger.wait()
+
+
+def test_r2_what_a_cell_has_shown_cannot_steer_a_terminal(fake: FakeScript) -> None:
+    lines = """
+from IPython.terminal.interactiveshell import TerminalInteractiveShell
+shell = TerminalInteractiveShell.instance()
+shell.run_line_magic("load_ext", "gpusched_ipy")
+body = "print('\\\\x1b]0;owned\\\\x07 \\\\x1b[31mred\\\\x1b[0m')"
+shell.run_cell("%%gpuqueue --isolate --name shown\\n" + body)
+print("again:")
+shell.run_line_magic("gpuq", "show shown")
+"""
+    done = subprocess.run([PYTHON, "-c", lines], capture_output=True, text=True, check=True)
+    shown = done.stdout.partition("again:")[2]
+    assert "\\x1b]0;owned\\x07 \x1b[31mred\x1b[0m\n" in shown
+    assert "\x1b]" not in shown
