@@ -60,7 +60,7 @@ class AfterCells:
 
     def queued_cell(self) -> None:
         """A queued cell has ended: others may need the memory that frameworks keep in stock."""
-        if self._release == "never" or not framework.has_context():
+        if self._release == "never" or not framework.has_stock():
             return
         if self._release == "always" or self._others_wait():
             framework.free_caches()

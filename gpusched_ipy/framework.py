@@ -37,6 +37,11 @@ def has_context() -> bool:
     return _torch() is not None or _cupy() is not None
 
 
+def has_stock() -> bool:
+    """Whether a framework of this process may hold GPU memory that it can give back."""
+    return bool(_stocks())
+
+
 def free_caches() -> Freed:
     """Give the GPU memory that no live array uses back to the driver."""
     stocks = _stocks()

@@ -81,7 +81,7 @@ class _Script:
     def _free_caches(self) -> None:
         """Others may need the memory that frameworks keep in stock."""
         wanted = self.settings.release_caches
-        if wanted == "never" or not framework.has_context():
+        if wanted == "never" or not framework.has_stock():
             return
         waiting = (job.state is JobState.PENDING for job in self.home.queue.list())
         if wanted == "always" or any(waiting):

@@ -69,7 +69,7 @@ class Release:
     def _look(self) -> None:
         """On the main thread."""
         self._due = False
-        if self._bell is None or not framework.has_context():
+        if self._bell is None or not framework.has_stock():
             return
         try:
             asked = self._store.asked_to_release(self._key)

@@ -134,8 +134,24 @@ def test_each_framework_tells_what_it_gave_back(monkeypatch: pytest.MonkeyPatch)
     )
     for name, module in {"torch": torch, "cupy": cupy, "jax": types.ModuleType("jax")}.items():
         monkeypatch.setitem(sys.modules, name, module)
+    assert framework.has_stock()
     freed = framework.free_caches()
     assert freed.bytes == {"CuPy": 5, "PyTorch (MPS)": 0}
     assert freed.total_bytes == 5
     assert freed.keepers == ("JAX",)
     assert freed.faults == ("PyTorch: RuntimeError: CUDA error: unspecified launch failure",)
+
+
+def test_stock_beside_cuda_is_given_back_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = types.ModuleType("torch")
+    mps = Pool(7, 0)
+    torch.cuda = types.SimpleNamespace(is_initialized=lambda: False)  # type: ignore[attr-defined]
+    torch.mps = types.SimpleNamespace(  # type: ignore[attr-defined]
+        is_available=lambda: True,
+        driver_allocated_memory=mps.total_bytes,
+        empty_cache=mps.free_all_blocks,
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert (framework.has_context(), framework.has_stock()) == (False, True)
+    assert framework.free_caches().bytes == {"PyTorch (MPS)": 7}
+    assert not framework.has_stock()
