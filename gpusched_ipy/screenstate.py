@@ -184,8 +184,7 @@ class ScreenState:
             self._armed = job.id
             self._say(f"Job {job.id} is {job.state}: press c once more to end it.")
         elif verb == "priority":
-            value = self._queue.show(job.id).priority + _STEPS[key]
-            self._obey({"verb": verb, "id": job.id, "value": value})
+            self._obey({"verb": verb, "id": job.id, "value": job.priority + _STEPS[key]})
         else:
             self._obey({"verb": verb, "id": job.id})
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from gpusched_ipy.config import Instant, Settings
 from gpusched_ipy.job import Job, JobKind, JobSpec, JobState, WaitCode, WaitReason
 from gpusched_ipy.keyboard import Keyboard
 from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.retention import purge
 from gpusched_ipy.screendraw import Scene, draw, queue_lines
 from gpusched_ipy.screenstate import ScreenState
 from gpusched_ipy.snapshot import Gpu, GpuProcess, Snapshot
@@ -242,6 +244,16 @@ def test_a_running_job_is_cancelled_by_the_second_key_only(
     assert asked == []
     state.press("c")
     assert asked == [running.id]
+
+
+def test_a_key_for_a_job_that_is_gone_is_answered(queue: Queue) -> None:
+    gone = submit(queue, "gone")
+    state = ScreenState(queue, Monitor(queue.settings), lambda: (100, 30))
+    state.read()
+    queue.cancel(gone.id)
+    purge(queue.store, wall=time.time() + 10, keep_days=0, keep_size=0)
+    state.press("+")
+    assert f"there is no job {gone.id}" in state.scene().message
 
 
 def test_long_queues_are_turned_over_by_the_page(queue: Queue) -> None:
