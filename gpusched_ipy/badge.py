@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from gpusched_ipy.folding import counts
-from gpusched_ipy.job import ACTIVE, ArrayState, Job, JobState
+from gpusched_ipy.job import ArrayState, Job, JobState
 from gpusched_ipy.records import signal_name
 from gpusched_ipy.sweep import label
 from gpusched_ipy.text import clean, escape, format_duration
@@ -171,8 +171,3 @@ def _span(seconds: float) -> str:
 
 def _clock(wall: float) -> str:
     return datetime.fromtimestamp(wall, UTC).astimezone().strftime("%H:%M:%S")
-
-
-def is_live(job: Job) -> bool:
-    """Whether the badge may still change."""
-    return job.state is JobState.PENDING or job.state in ACTIVE
