@@ -234,7 +234,7 @@ class Settings:
         "when an idle kernel, or one after a cell, gives cached GPU memory back",
     )
     warn_unqueued: bool = _setting(False, _flag, "warn when an ordinary cell uses the GPU")
-    engine: str = _setting("local", str, "where jobs run: local, slurm, ray")
+    engine: str = _setting("local", _choice("local"), "where jobs run")
     log_cap: int = _setting("100MB", parse_bytes, "size of a job's log: its head and tail are kept")
     keep_days: int = _setting(30, _count(0, 36500), "days that ended jobs and their logs are kept")
     keep_size: int = _setting("5GB", parse_bytes, "size up to which logs and transcripts are kept")
