@@ -7,8 +7,8 @@ there on the memory follows the record as jobs end. It decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -34,6 +34,7 @@ class Learned:
     def __init__(self, store: Chronicle) -> None:
         self._store = store
         self._past: dict[str, dict[int, Job]] = {}
+        self._by_name: dict[str, _Runs] = {}
         self._by_key: dict[_Key, Estimate | None] = {}
         self._by_job: dict[int, Estimate | None] = {}
 
@@ -46,6 +47,7 @@ class Learned:
         if len(past) > 2 * RUNS:
             newest = sorted(past.values(), key=_AGE)[-RUNS:]
             self._past[job.name] = {one.id: one for one in newest}
+        self._by_name.pop(job.name, None)
         self._by_key.clear()
         self._by_job.clear()
 
@@ -98,19 +100,38 @@ class Learned:
         return self._by_key[key]
 
     def _estimate(self, job: Job, key: _Key) -> Estimate | None:
-        runs = sorted(self._runs(job.name).values(), key=_AGE, reverse=True)[:RUNS]
-        same = estimate([_run(one) for one in runs if _key(one) == key])
+        runs = self._runs_of(job.name)
+        same = estimate(runs.same.get(key, ()))
         if same is not None and same.runs >= ENOUGH:
             return same
-        alike = None if job.name in _NAMELESS else estimate([_run(one) for one in runs])
-        return alike or same
+        return runs.alike or same
+
+    def _runs_of(self, name: str) -> _Runs:
+        found = self._by_name.get(name)
+        if found is None:
+            newest = sorted(self._runs(name).values(), key=_AGE, reverse=True)[:RUNS]
+            same: dict[_Key, list[Run]] = {}
+            for one in newest:
+                same.setdefault(_key(one), []).append(_run(one))
+            alike = None if name in _NAMELESS else estimate([_run(one) for one in newest])
+            found = self._by_name[name] = _Runs(same, alike)
+        return found
 
     def _runs(self, name: str) -> dict[int, Job]:
         if name not in self._past:
             if len(self._past) >= NAMES:
                 self._past.clear()
+                self._by_name.clear()
             self._past[name] = {job.id: job for job in self._store.past(name, RUNS)}
         return self._past[name]
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """The newest runs of a name. A long sweep asks for them once for each of its members."""
+
+    same: Mapping[_Key, Sequence[Run]]  # by what ran
+    alike: Estimate | None  # of all: one object, as what is uncertain of it is common to its jobs
 
 
 class _Seen(Mapping[int, Value]):

@@ -167,6 +167,21 @@ class TestLearned:
         assert found.runs == 2
         assert found.mid_s == pytest.approx(5.0, rel=0.3)
 
+    def test_members_of_a_sweep_share_what_their_name_teaches(self, past: Past) -> None:
+        """One estimate, so that a forecast takes what is uncertain of it as common to them."""
+        for seed in range(3):
+            past.ran(past.submit("train", "train.py", str(seed)), 100.0)
+        learned = Learned(past.store)
+        one, other = (past.submit("train", "train.py", seed) for seed in ("8", "9"))
+        before = learned.of(one)
+        assert before is not None
+        assert learned.of(other) is before
+        learned.saw(past.ran(past.submit("train", "train.py", "3"), 100.0))
+        found = learned.of(one)
+        assert found is not None
+        assert found.runs == 4
+        assert learned.of(other) is found
+
     def test_names_that_nobody_gave_teach_nothing_of_each_other(self, past: Past) -> None:
         past.ran(past.submit("cell", kind=JobKind.CELL, code="a()", home="m"), 100.0)
         other = past.submit("cell", kind=JobKind.CELL, code="b()", home="m")
