@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from gpusched_ipy.config import Clock
+from gpusched_ipy.clock import Clock
 from gpusched_ipy.database import Database
 from gpusched_ipy.errors import DamagedJobError, JobNotFoundError
 from gpusched_ipy.job import Job, JobKind, JobState
@@ -116,6 +116,16 @@ class Lookup(Database):
             pending = row["state"] == JobState.PENDING
             found["running" if not pending else "held" if row["held"] else "waiting"] += row["jobs"]
         return found
+
+    def any_unheld(self, kinds: Iterable[JobKind]) -> bool:
+        """Whether any job of these kinds is open and not held; no job is read for that."""
+        wanted = json.dumps([str(kind) for kind in kinds])
+        found = self._first(
+            f"SELECT 1 FROM jobs WHERE state IN {OPEN_STATES} AND NOT held"
+            " AND kind IN (SELECT value FROM json_each(?)) LIMIT 1",
+            (wanted,),
+        )
+        return found is not None
 
     def ran_since(self, wall: float, limit: int = 500) -> list[Job]:
         """Jobs that ran at ``wall`` (s since the epoch) or later, the newest ones, by start."""

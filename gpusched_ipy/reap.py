@@ -6,8 +6,9 @@ know how it ended, but only once no process of it lives.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import cache, partial
 
 from gpusched_ipy.errors import DamagedJobError
 from gpusched_ipy.job import ACTIVE, BOUND_KINDS, Job, JobKind, JobState
@@ -18,7 +19,9 @@ from gpusched_ipy.store import Store
 
 def orphans(store: Store, jobs: Iterable[Job]) -> list[Job]:
     """Those of ``jobs`` whose member is dead and that can be ended or returned now."""
-    return [job for job in jobs if _responsible_is_dead(store, job) and not _still_runs(store, job)]
+    # Thousands of cells may wait for one kernel: its lock is asked once.
+    alive = cache(partial(is_alive, store.state))
+    return [job for job in jobs if _responsible_is_dead(alive, job) and not _still_runs(store, job)]
 
 
 def reap(store: Store, jobs: Iterable[Job]) -> list[Job]:
@@ -41,11 +44,11 @@ def forget_dead_members(store: Store, jobs: Iterable[Job]) -> None:
             forget_member(store.state, key)
 
 
-def _responsible_is_dead(store: Store, job: Job) -> bool:
+def _responsible_is_dead(alive: Callable[[str], bool], job: Job) -> bool:
     if job.state in ACTIVE:
-        return job.member is None or not is_alive(store.state, job.member)
+        return job.member is None or not alive(job.member)
     if job.state is JobState.PENDING and job.kind in BOUND_KINDS:
-        return job.spec.home is None or not is_alive(store.state, job.spec.home)
+        return job.spec.home is None or not alive(job.spec.home)
     return False
 
 

@@ -308,7 +308,7 @@ def _collect_strays(leader: int) -> None:
 
 def _call_agent(store: Store) -> None:
     """If others wait and the agent has died, this end is what goes on."""
-    if any(job.kind not in BOUND_KINDS and not job.held for job in store.jobs()):
+    if store.any_unheld(kind for kind in JobKind if kind not in BOUND_KINDS):
         from gpusched_ipy.summon import ensure_agent
 
         ensure_agent(store.state)

@@ -12,8 +12,9 @@ from gpusched_ipy.job import Job, JobKind, JobSpec, JobState
 from gpusched_ipy.locks import Membership
 from gpusched_ipy.openjobs import OpenJobs
 from gpusched_ipy.process import ProcessId
-from gpusched_ipy.reap import reap
+from gpusched_ipy.reap import orphans, reap
 from gpusched_ipy.runners.command import MAX_STARTS_IN_VAIN, _settle
+from gpusched_ipy.shim import _call_agent
 from gpusched_ipy.statedir import open_state_dir
 from gpusched_ipy.store import Store
 
@@ -86,3 +87,38 @@ def test_a_pid_of_another_boot_is_nobodys(
     assert seen.leaders() == {}
     assert seen.pids_by_gpu() == {"GPU-0": ((job.id, None),)}
     assert not stranger.alive
+
+
+def test_the_end_of_a_job_reads_none_of_those_that_wait(
+    store: Store, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be 100,000 of them, and each one ends like that."""
+    called: list[object] = []
+    monkeypatch.setattr("gpusched_ipy.summon.ensure_agent", called.append)
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_read", lambda _row: pytest.fail("a job was read"))
+        _call_agent(store)
+    assert called == [store.state]
+    store.set_held(job.id, True)
+    store.submit(JobSpec(uid="c", kind=JobKind.CELL, name="c", code="1", home="kernel"))
+    _call_agent(store)
+    assert called == [store.state], "neither what is held nor a cell is the agent's to start"
+
+
+def test_a_kernel_is_asked_once_however_many_of_its_cells_wait(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def alive(_state: object, key: str) -> bool:
+        asked.append(key)
+        return key == "alive"
+
+    monkeypatch.setattr("gpusched_ipy.reap.is_alive", alive)
+    cells = [
+        store.submit(JobSpec(uid=f"{home}{at}", kind=JobKind.CELL, name="c", code="1", home=home))
+        for at in range(3)
+        for home in ("alive", "dead")
+    ]
+    assert [job.spec.home for job in orphans(store, cells)] == ["dead"] * 3
+    assert sorted(asked) == ["alive", "dead"]
