@@ -32,6 +32,7 @@ notebooks: $(VENV)/.dev $(VENV)/.torch
 	$(BIN)/python scripts/run_notebook.py --save notebooks/tour.ipynb
 	$(BIN)/python scripts/run_notebook.py --save notebooks/isolated.ipynb
 	$(BIN)/python scripts/run_notebook.py --save notebooks/priorities.ipynb
+	$(BIN)/python scripts/run_notebook.py --save notebooks/several.ipynb
 	$(BIN)/python scripts/run_notebook.py --save notebooks/sweep.ipynb
 	$(BIN)/python scripts/run_notebook.py --save notebooks/train_torch.ipynb
 

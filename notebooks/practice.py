@@ -66,6 +66,12 @@ class Practice:
         while queue.show(job.id).state == "pending" and time.monotonic() < deadline:
             time.sleep(0.1)
 
+    def kernel_keeps(self, pid: int, memory: str) -> None:
+        """An idle kernel holds memory, by its pid; a real card shows what it does hold."""
+        if self.scripted:
+            held = [{"pid": pid, "user": "you", "name": "python", "memory": memory}]
+            self._write(_NOBODY | {"memory_used": memory, "processes": held})
+
     def stranger_leaves(self) -> None:
         """The card is free again."""
         if self.scripted:

@@ -28,6 +28,8 @@ def main() -> int:
         os.environ["GPUSCHED_STATE_DIR"] = folder
         # The kernel of this environment, whatever the user has installed elsewhere.
         os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+        # As a notebook server tells its kernels.
+        os.environ["JPY_SESSION_NAME"] = asked.notebook.name
         try:
             return run(asked.notebook, save=asked.save)
         finally:

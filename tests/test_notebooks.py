@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOUR = ROOT / "notebooks" / "tour.ipynb"
 TRAIN = ROOT / "notebooks" / "train_torch.ipynb"
 ISOLATED = ROOT / "notebooks" / "isolated.ipynb"
+SEVERAL = ROOT / "notebooks" / "several.ipynb"
 PRIORITIES = ROOT / "notebooks" / "priorities.ipynb"
 SWEEP = ROOT / "notebooks" / "sweep.ipynb"
 
@@ -63,7 +64,7 @@ def test_a_model_is_trained_in_queued_cells_and_in_a_queued_script(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "path", [TOUR, TRAIN, ISOLATED, PRIORITIES, SWEEP], ids=lambda path: path.stem
+    "path", [TOUR, TRAIN, ISOLATED, PRIORITIES, SEVERAL, SWEEP], ids=lambda path: path.stem
 )
 def test_it_is_saved_with_its_outputs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
