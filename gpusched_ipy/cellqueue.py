@@ -104,7 +104,9 @@ class CellQueue:
             UserError: it cannot be queued, or some of it has not completed.
         """
         if self._front.kernel is None:
-            raise UserError("a sweep or a key of cells needs a notebook; use %gpurun here")
+            raise UserError(
+                "a sweep or a key of cells needs a notebook; use --isolate or %gpurun here"
+            )
         if self._session.running_claim is not None:
             raise UserError("this cell has its turn already; it cannot wait for another one")
         done = self._submit_several(self._tried_once(asked), line)
@@ -121,7 +123,13 @@ class CellQueue:
             self._session.changed()
 
     def preview(self, asked: Asked) -> None:
-        """Say what would become of the running cell, and when; nothing is queued."""
+        """Say what would become of the running cell, and when; nothing is queued.
+
+        Raises:
+            UserError: a submit would be refused.
+        """
+        if asked.isolation is not None:
+            self._isolated.check(asked.isolation, asked.fields)
         found = self._session.queue.preview(
             kind=JobKind.CELL if asked.isolation is None else JobKind.ISOLATED,
             code=asked.body,

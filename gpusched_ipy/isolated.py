@@ -158,11 +158,7 @@ class Isolated:
         Raises:
             UserError: it cannot be; nothing is queued.
         """
-        if isolation.outputs:
-            raise UserError(
-                f"--out {','.join(isolation.outputs)}: each job of the sweep would bring it back; "
-                "let them write files, and name these by the values"
-            )
+        _refuse_outputs(isolation)
         queue, uid = self._queue(), uuid.uuid4().hex
         sent = self._parcel(source, isolation)
 
@@ -188,6 +184,17 @@ class Isolated:
             away.job_id, away.parent = job.id, parent
             found.append(away)
         return found
+
+    def check(self, isolation: Isolation, fields: Mapping[str, Any]) -> None:
+        """Refuse what a submit would refuse of the inputs and outputs; nothing is sent.
+
+        Raises:
+            UserError: a variable is missing or does not pickle, or a sweep would bring one back.
+        """
+        if fields.get("sweep"):
+            _refuse_outputs(isolation)
+        for name, why in parcel.unfit(self._parcel("", isolation).values).items():
+            raise UserError(f"--in {name}: {why}")
 
     def _sent_off(self, uid: str, isolation: Isolation) -> Away:
         namespace = self._front.shell.user_ns
@@ -428,6 +435,14 @@ def _outputs(queue: Queue, job: Job) -> dict[str, Any]:
 
 def _gone(job: Job) -> str:
     return f"the outputs of job {job.id} are no longer kept"
+
+
+def _refuse_outputs(isolation: Isolation) -> None:
+    if isolation.outputs:
+        raise UserError(
+            f"--out {','.join(isolation.outputs)}: each job of the sweep would bring it back; "
+            "let them write files, and name these by the values"
+        )
 
 
 def _identity(namespace: Mapping[str, Any], name: str) -> int:

@@ -273,6 +273,8 @@ def test_what_cannot_be_is_one_line_and_nothing_is_queued(
     assert error.startswith("UserError: ")
     assert wanted in error
     assert "\n" not in error
+    planned = shared.run(f"%%gpuqueue --dry-run {options}\n{body}", stop=False)
+    assert planned.errors == [error], "--dry-run says the same"
     assert names(store) == before
     assert sorted((store.state.root / "calls").iterdir()) == kept
     shared.run("del large")
