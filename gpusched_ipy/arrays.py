@@ -10,8 +10,10 @@ from collections.abc import Iterable
 
 from gpusched_ipy.job import ArrayState, Job, JobState
 from gpusched_ipy.lookup import Lookup
-from gpusched_ipy.sweep import FAST_FAIL_S, FAST_FAILS
 
+# So many members that failed one after the other, each so soon after its start (s), hold the rest.
+FAST_FAILS = 3
+FAST_FAIL_S = 30.0
 STANDING = "('pending','starting','running','completed')"  # of a job that a key stands for
 
 

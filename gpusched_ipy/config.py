@@ -1,4 +1,4 @@
-"""Settings, where each came from, and the clock: what tests replace.
+"""Settings, and where each came from.
 
 Order, the first that speaks wins: an option of the call > ``%config GpuQueue`` or ``--set`` >
 environment (``GPUSCHED_<SETTING>``) > ``config.toml`` in the user's configuration folder > default.
@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
+from gpusched_ipy.clock import Clock as Clock
+from gpusched_ipy.clock import Instant as Instant
+from gpusched_ipy.clock import SystemClock as SystemClock
 from gpusched_ipy.errors import UserError
 
 _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([kmgtKMGT]?)(i?[bB])?\s*")
@@ -24,30 +26,6 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _SPAN = re.compile(
     r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Instant:
-    """One moment on both clocks: ``mono`` decides, ``wall`` is for people and begin times."""
-
-    mono: float  # s, the monotonic clock of this boot, the same in all processes
-    wall: float  # s since the epoch
-
-
-class Clock(Protocol):
-    """The only way in which decisions and loops learn the time."""
-
-    def now(self) -> Instant:
-        """This moment."""
-        ...
-
-
-class SystemClock:
-    """The clocks of the operating system."""
-
-    def now(self) -> Instant:
-        """This moment."""
-        return Instant(mono=time.monotonic(), wall=time.time())
 
 
 def parse_bytes(text: object) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Self
 
-from gpusched_ipy.config import Clock, SystemClock
+from gpusched_ipy.clock import Clock, SystemClock
 from gpusched_ipy.dbfile import (
     SCHEMA_VERSION,
     newer,

@@ -8,7 +8,6 @@ does (:mod:`gpusched_ipy.repair`).
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sqlite3
 import time
@@ -20,8 +19,6 @@ from gpusched_ipy.errors import StoreError
 from gpusched_ipy.locks import is_alive
 from gpusched_ipy.process import boot_id
 from gpusched_ipy.statedir import StateDir, open_private
-
-_log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 3
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -116,8 +113,10 @@ def reserve(db: sqlite3.Connection, state: StateDir) -> None:
         db.execute("DELETE FROM meta WHERE key = 'reserve'")
         db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
     except sqlite3.OperationalError as exc:
+        import logging
+
         # The disk is full already: the write that follows says so, if it needs room.
-        _log.warning("no reserve could be made for a full disk: %s", exc)
+        logging.getLogger(__name__).warning("no reserve could be made for a full disk: %s", exc)
         if db.in_transaction:
             db.execute("ROLLBACK")
 

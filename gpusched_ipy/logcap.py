@@ -9,7 +9,6 @@ writes any more the hole is closed and one line says how much was cut. It decide
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 import struct
@@ -20,8 +19,6 @@ from pathlib import Path
 from gpusched_ipy.locks import log_is_held
 from gpusched_ipy.statedir import open_existing
 from gpusched_ipy.text import format_bytes
-
-_log = logging.getLogger(__name__)
 
 # Seconds between two looks: while the log grows, and at most while it does not. What is written
 # between two looks may lie on the disk beyond the cap for that long.
@@ -101,9 +98,13 @@ class LogCap:
             if self._holes and self._cut and not log_is_held(self._path):
                 self._close_gap()
         except OSError as exc:
+            import logging
+
             # A full disk has no room for the tail in its new place. The result of the job must be
             # recorded whatever its log is like, and readers understand the hole as well.
-            _log.warning("the log %s stays with a hole in it: %s", self._path, exc)
+            logging.getLogger(__name__).warning(
+                "the log %s stays with a hole in it: %s", self._path, exc
+            )
         finally:
             os.close(self._fd)
 

@@ -17,6 +17,7 @@ from gpusched_ipy.rows import in_this_boot, to_job
 from gpusched_ipy.statedir import StateDir
 
 OPEN_STATES = "('pending','starting','running')"
+LARGEST_ID = 2**63 - 1  # SQLite takes no larger number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,9 @@ class Lookup(Database):
             JobNotFoundError: there is none.
             DamagedJobError: there is, and it cannot be read.
         """
-        found = self._one("SELECT * FROM jobs WHERE id = ?", (job_id,))
+        found = None
+        if job_id <= LARGEST_ID:
+            found = self._one("SELECT * FROM jobs WHERE id = ?", (job_id,))
         if found is None:
             raise JobNotFoundError(job_id)
         return found
@@ -152,6 +155,14 @@ class Lookup(Database):
             "SELECT id, state FROM jobs WHERE id IN (SELECT value FROM json_each(?))", (wanted,)
         )
         return {row["id"]: JobState(row["state"]) for row in rows}
+
+    def ids_between(self, low: int, high: int) -> list[int]:
+        """The ids of the jobs from ``low`` to ``high``, both included."""
+        rows = self._query(
+            "SELECT id FROM jobs WHERE id BETWEEN ? AND ? ORDER BY id",
+            (min(low, LARGEST_ID), min(high, LARGEST_ID)),
+        )
+        return [row["id"] for row in rows]
 
     def events(self, job_id: int) -> list[Event]:
         """What happened to that job, in order."""

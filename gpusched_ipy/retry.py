@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gpusched_ipy.config import Instant
+from gpusched_ipy.clock import Instant
 from gpusched_ipy.job import Job, JobKind, JobState, WaitCode, WaitReason
 from gpusched_ipy.text import format_bytes, format_duration
 

@@ -12,9 +12,12 @@ import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gpusched_ipy.config import Settings
 from gpusched_ipy.errors import StateDirError
+
+if TYPE_CHECKING:
+    from gpusched_ipy.config import Settings
 
 # File systems of other hosts: SQLite's write-ahead log and flock cannot be trusted there.
 _NETWORK = (

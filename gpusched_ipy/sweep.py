@@ -17,9 +17,6 @@ from typing import Any, NamedTuple
 from gpusched_ipy.errors import UserError
 
 MAX_MEMBERS = 10_000
-# So many members that failed one after the other, each so soon after its start (s), hold the rest.
-FAST_FAILS = 3
-FAST_FAIL_S = 30.0
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
 _NO_RANGE = re.compile(r"-?[\d.]*\d\.\.-?\.?\d[\d.]*")

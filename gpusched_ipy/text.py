@@ -6,7 +6,6 @@ through :func:`clean` before a terminal and through :func:`escape` before HTML. 
 
 from __future__ import annotations
 
-import html
 from itertools import chain
 
 UNKNOWN = "\u2013"  # a dash: never 0, never an empty cell
@@ -43,6 +42,8 @@ def clean(text: object, limit: int | None = None) -> str:
 
 def escape(text: object, limit: int | None = None) -> str:
     """:func:`clean`, and nothing in it is markup: for HTML text and quoted attributes."""
+    import html
+
     return html.escape(clean(text, limit), quote=True)
 
 
