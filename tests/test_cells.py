@@ -576,6 +576,38 @@ def test_cells_of_a_killed_kernel_are_lost(tmp_path: Path) -> None:
         assert (job["state"], job["error"]) == ("lost", "kernel died")
 
 
+def test_the_gpu_of_a_killed_kernel_waits_for_what_it_has_left_on_the_card(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    dying = Kernel(first)
+    dying.start()
+    state = {"GPUSCHED_STATE_DIR": str(first / "state"), "GPUSCHED_FAKE": str(dying.fake.path)}
+    left_behind = (
+        "import subprocess, time\n"
+        "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        "print(child.pid, flush=True)\ntime.sleep(600)"
+    )
+    with started(second, **state) as other:
+        dying.run("%load_ext gpusched_ipy")
+        running = dying.run(f"%%gpuqueue --name running\n{left_behind}")
+        dying.until(lambda: running.text().endswith("\n"), "it never began")
+        child = int(running.text())
+        try:
+            dying.fake.take(pid=child)  # as the driver shows a data loader, or a trainer's rank
+            queued = other.run("%%gpuqueue\nprint('mine now')")
+            other.badge(queued, "job 1 (running) is on it")
+            dying.kill()
+            other.badge(queued, f"97 % used by python (pid {child}")
+            job = json.loads(other.run("%gpuq show running --json").text())
+            assert (job["state"], job["error"]) == ("lost", "kernel died")
+            assert queued.text() == ""
+        finally:
+            os.kill(child, signal.SIGKILL)
+        dying.fake.free()
+        assert ended(other, queued).text() == "mine now\n"
+
+
 def test_a_kernel_that_shuts_down_loses_its_queued_cells_at_once(tmp_path: Path) -> None:
     from gpusched_ipy.api import Queue
     from gpusched_ipy.config import Settings
