@@ -185,6 +185,16 @@ class Queue:
         """The jobs not yet ended, or all of them, oldest first; ``limit`` keeps the newest."""
         return JobList(self.store.jobs(ended=all, limit=limit))
 
+    def history(self, *, since: float | None = None, limit: int | None = None) -> _Jobs:
+        """The jobs that have ended, by their ids.
+
+        Args:
+            since: those that ended within so many seconds; all that are kept when None.
+            limit: only the newest ones.
+        """
+        wall = 0.0 if since is None else self.clock.now().wall - since
+        return JobList(self.store.ended_since(wall, limit))
+
     def arrays(self, jobs: Iterable[Job]) -> Mapping[str, ArrayState]:
         """How each sweep stands that one of these jobs is a member of, by its id."""
         return self.store.array_states(job.spec.array.id for job in jobs if job.spec.array)

@@ -488,6 +488,15 @@ def test_a_command_gives_its_status(queue: Queue) -> None:
         bad.result(timeout=60)
 
 
+def test_the_history_is_what_has_ended(queue: Queue) -> None:
+    ended = [submit(["true"], name=name).wait() for name in ("one", "two")]
+    submit(["true"], hold=True)
+    assert [job.id for job in queue.history()] == [job.id for job in ended]
+    assert [job.name for job in queue.history(limit=1)] == ["two"]
+    assert queue.history(since=3600) == queue.history()
+    assert queue.history(since=-3600) == []
+
+
 def test_cancel_ends_a_call(queue: Queue, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
 
