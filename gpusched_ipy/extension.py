@@ -72,9 +72,10 @@ class Extension:
         else:
             session.close()
         if waiting:
+            cells = "1 queued cell" if waiting == 1 else f"{waiting} queued cells"
+            wait = "waits" if waiting == 1 else "wait"
             self.front.tell(
-                f"gpuqueue: {waiting} queued cell{'s' if waiting > 1 else ''} of this notebook "
-                "wait until gpusched_ipy is loaded again"
+                f"gpuqueue: {cells} of this notebook {wait} until gpusched_ipy is loaded again"
             )
 
     @property

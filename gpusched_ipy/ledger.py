@@ -55,7 +55,9 @@ def history_table(queue: Queue, asked: argparse.Namespace) -> Table:
     if asked.by is None:
         shown = outcomes[-asked.limit :]
         more = len(outcomes) - len(shown)
-        caption = f"{more} older ones with --limit" if more else "all that are kept"
+        caption = "all that are kept" if asked.since is None else "all of that time"
+        if more:
+            caption = f"{more} older ones are not shown: --limit N shows the newest N"
         return Table(
             columns=OUTCOME_COLUMNS, rows=[outcome_row(one) for one in shown], caption=caption
         )
