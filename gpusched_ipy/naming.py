@@ -46,7 +46,7 @@ def _named(store: Store, part: str) -> Named:
         return Named(tuple(ids), False)
     low, dash, high = part.partition("-")
     if dash and low.isdecimal() and high.isdecimal():
-        ids = list(store.states(range(int(low), int(high) + 1)))
+        ids = store.ids_between(int(low), int(high))
     else:
         ids = _by_name(store, part)
     if not ids:

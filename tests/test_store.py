@@ -25,6 +25,7 @@ from gpusched_ipy.job import (
     WaitCode,
     WaitReason,
 )
+from gpusched_ipy.naming import resolve
 from gpusched_ipy.rows import parse_spec, spec_text
 from gpusched_ipy.statedir import StateDir, open_state_dir
 from gpusched_ipy.store import Store
@@ -168,6 +169,17 @@ def test_hold_and_priority_know_when_it_is_too_late(store: Store) -> None:
 def test_unknown_job(store: Store) -> None:
     with pytest.raises(JobNotFoundError, match="there is no job 99"):
         store.job(99)
+    with pytest.raises(JobNotFoundError, match=f"there is no job {10**20}"):
+        store.job(10**20)
+
+
+def test_a_range_costs_what_there_is_of_it(store: Store) -> None:
+    """However far it reaches: a digit too many is soon typed."""
+    ids = [store.submit(spec(f"u{number}")).id for number in range(3)]
+    assert resolve(store, ["1-3000000000", f"2-{10**20}"]) == tuple(ids)
+    for nobody in ("4-3000000000", "3-1", f"{10**20}-{10**21}"):
+        with pytest.raises(JobNotFoundError, match=f"there is no job {nobody}"):
+            resolve(store, [nobody])
 
 
 def test_reasons_keep_since_while_the_code_stays(store: Store, clock: FakeClock) -> None:
