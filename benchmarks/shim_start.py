@@ -1,7 +1,7 @@
-"""What a shim costs before its command can begin: a process with the package, from cold.
+"""What a shim costs before its command can begin: from cold until it waits for its order (Linux).
 
-Beside the least that this Python can do: an isolated interpreter that does nothing. Wall clock and
-CPU time of both, in one run; on a busy machine only the CPU time and the ratio say something.
+Beside the least that this Python can do: an isolated interpreter that only waits. Wall clock and
+CPU time of both, in turns; on a busy machine only the CPU time and the ratio say something.
 The agent keeps one shim started, so that a command waits for none of this.
 
     python benchmarks/shim_start.py [--starts 20]
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from gpusched_ipy.config import Settings
 from gpusched_ipy.process import python_argv
@@ -26,19 +27,34 @@ from gpusched_ipy.statedir import open_state_dir
 from gpusched_ipy.store import Store
 
 LIMIT_MS = 60.0
+# Whoever sleeps so long and uses no CPU waits for us.
+ASLEEP_S = 0.2
 
 
 def cost(argv: Sequence[str]) -> tuple[float, float]:
-    """Wall clock and CPU (ms) of a process that is told at once that nobody needs it."""
+    """Wall clock and CPU (ms) until a process waits for what its standard input will tell."""
     ours, theirs = socket.socketpair()
-    ours.close()
     begun = time.perf_counter()
     with theirs:
         child = subprocess.Popen(argv, stdin=theirs.fileno(), cwd="/")
-    _, status, used = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    assert child.returncode == 0
-    return (time.perf_counter() - begun) * 1e3, (used.ru_utime + used.ru_stime) * 1e3
+    with ours:
+        ready, used = _until_it_waits(child.pid)
+    assert child.wait() == 0
+    return (ready - begun) * 1e3, used * 1e3
+
+
+def _until_it_waits(pid: int) -> tuple[float, float]:
+    """When the process fell asleep for good, and the CPU time (s) it had used by then."""
+    clock = (~pid << 3) | 2  # the CPU clock of that process, clock_getcpuclockid(3)
+    since, before = time.perf_counter(), -1.0
+    while True:
+        used = time.clock_gettime(clock)
+        asleep = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+        if used != before or not asleep:
+            since, before = time.perf_counter(), used
+        elif time.perf_counter() - since > ASLEEP_S:
+            return since, used
+        time.sleep(0.001)
 
 
 def main() -> None:
@@ -50,7 +66,7 @@ def main() -> None:
         state = open_state_dir(Settings.load({"state_dir": f"{folder}/state"}, environ={}))
         Store(state).close()
         argv = {
-            "bare": [sys.executable, "-I", "-c", "pass"],
+            "bare": [sys.executable, "-I", "-c", "import os; os.read(0, 1)"],
             "shim": python_argv("shim", "--state-dir", str(state.root)),
         }
         for line in argv.values():
