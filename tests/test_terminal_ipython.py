@@ -72,6 +72,8 @@ def test_a_session(settings: Settings, fake: FakeScript, tmp_path: Path) -> None
         screen.type("clear")
         screen.type("%gpuq log later")
         screen.wait("hello", "In [12]:")
+        cell(screen, "%%gpuqueue --wait --sweep lr=1,2", "print(lr)")
+        screen.wait("UserError: a sweep or a key of cells needs a notebook; use --isolate or")
         screen.type("exit")
         screen.wait("exit\n$")
     queue.store.close()
