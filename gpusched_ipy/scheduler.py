@@ -116,7 +116,7 @@ class Scheduler:
         self._holders = Holders(store, membership.key, settings, self._clock)
         self._mutex = threading.RLock()
         self._arrears = Arrears()
-        self._cancelling: set[tuple[int, int]] = set()
+        self._cancelling: set[tuple[int, int, str | None]] = set()
         self._exits = ExitWatch()
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -405,7 +405,8 @@ class Scheduler:
 
     def _pass_on_cancels(self) -> None:
         for job in self._open.active:
-            wish = (job.id, job.epoch)
+            # What was told while it began is told again where the shim that then had it has died.
+            wish = (job.id, job.epoch, job.member)
             wanted = job.cancel_requested or self._overdue(job)
             if wanted and wish not in self._cancelling and self._ends(job):
                 self._cancelling.add(wish)

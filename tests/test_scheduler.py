@@ -22,6 +22,7 @@ from gpusched_ipy.errors import StoreError
 from gpusched_ipy.job import Job, JobKind, JobSpec, JobState, Request
 from gpusched_ipy.locks import GpuLocks, Membership
 from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.output import create_log
 from gpusched_ipy.process import ExitWatch
 from gpusched_ipy.scheduler import Claim, Scheduler
 from gpusched_ipy.snapshot import Snapshot
@@ -259,6 +260,29 @@ def test_only_the_owner_is_told_of_a_cancel_and_once(bench: Bench) -> None:
     bench.started()
     bench.started()
     assert bench.runner.cancelled == [job.id]
+
+
+def test_what_a_dead_shim_leaves_is_ended_though_the_cancel_came_before_it_began(
+    bench: Bench, state: StateDir
+) -> None:
+    job = bench.submit()
+    wait_until(lambda: bench.started() == [job.id])
+    claim = bench.runner.started[0]
+    bench.store.request_cancel(job.id)
+    bench.started()
+    assert bench.runner.cancelled == [job.id], "its shim may not have heard of it yet"
+    assert claim.job.attempt is not None
+    log = create_log(state.log(claim.job.attempt))  # held: a process of the job lives on
+    shim = Membership(state)
+    key = bench.membership.key
+    bench.store.take_over(job.id, epoch=claim.job.epoch, claimed_by=key, member=shim.key)
+    bench.started()
+    assert bench.runner.cancelled == [job.id], "a shim that lives ends it by itself"
+    shim.leave()
+    bench.started()
+    bench.started()
+    assert bench.runner.cancelled == [job.id, job.id]
+    os.close(log)
 
 
 def test_two_starts_in_a_row_never_share_a_card_by_accident(
