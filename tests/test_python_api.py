@@ -675,7 +675,11 @@ def test_gpus_and_pictures(queue: Queue) -> None:
 
 def test_the_options_of_python_are_those_of_the_command_line() -> None:
     flags = {option.dest for option in options.JOB_OPTIONS}
-    assert options.JobOptions.__optional_keys__ == flags
+    synonyms = {"gpu_type"}  # --gpu-type and --on-gpu are two names of one option
+    changing = {"dry_run", "sweep"}  # what is returned; so they stand in the signatures
+    named = options.SubmitOptions.__optional_keys__ | changing
+    assert named - synonyms == flags
+    assert options.python_fields({"gpu_type": "A100"}) == options.python_fields({"on_gpu": "A100"})
 
 
 def test_a_call_runs_in_the_python_of_the_user_and_not_in_its_folder(tmp_path: Path) -> None:
