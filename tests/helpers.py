@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,3 +91,13 @@ def wait_until(condition: Callable[[], T], timeout: float = 15.0, what: str = ""
             named = what or getattr(condition, "__name__", "the condition")
             raise AssertionError(f"not within {timeout:g} s: {named}; last value {value!r}")
         time.sleep(0.01)
+
+
+def files_with(folder: Path, text: str) -> list[Path]:
+    """The files below ``folder`` that hold ``text``; one that goes while we look holds nothing."""
+    found = []
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError, IsADirectoryError):
+            if text.encode() in path.read_bytes():
+                found.append(path)
+    return found

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import FakeScript, wait_until
+from helpers import FakeScript, files_with, wait_until
 
 from gpusched_ipy import cli
 from gpusched_ipy.api import Queue
@@ -133,9 +133,8 @@ def test_shell_cwd_and_env_reach_the_job(fake: FakeScript, tmp_path: Path) -> No
     assert gpusched("wait", str(number), status=5).out == ""
     assert gpusched("log", str(number)).out == f"{folder}\nS3CRET\n"
     assert "s3cret" not in gpusched("show", str(number), "--json").out
-    for path in (tmp_path / "state").rglob("*"):
-        if path.is_file() and "logs" not in path.parts:
-            assert b"s3cret" not in path.read_bytes(), path
+    found = files_with(tmp_path / "state", "s3cret")
+    assert [path for path in found if "logs" not in path.parts] == []
 
 
 def test_verbs_change_waiting_jobs(fake: FakeScript) -> None:

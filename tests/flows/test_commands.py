@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import FakeScript, wait_until
+from helpers import FakeScript, files_with, wait_until
 
 from gpusched_ipy.agent import running_agent
 from gpusched_ipy.api import Queue
@@ -172,16 +172,13 @@ def test_named_variables_reach_the_job_and_stay_out_of_the_record(
     code = "import os; print(os.environ['MY_TOKEN'], 'AWS_SECRET_ACCESS_KEY' in os.environ)"
     job = queue.submit([PYTHON, "-c", code.replace("print", "x=")], env=["MY_TOKEN", "PLAIN=1"])
     # Before it starts, only the private file beside the record knows the value.
-    holders = [path for path in queue.state.root.rglob("*") if path.is_file()]
-    known = [path for path in holders if b"canary-named" in path.read_bytes()]
+    known = files_with(queue.state.root, "canary-named")
     assert {path.parent.name for path in known} <= {"env"}
     seen = queue.submit([PYTHON, "-c", code], env=["MY_TOKEN"])
     ended(queue, job, seen)
     assert log(queue, seen) == "canary-named False\n"
-    left = [path for path in queue.state.root.rglob("*") if path.is_file()]
-    assert [path.name for path in left if b"canary" in path.read_bytes()] == [
-        f"{queue.show(seen.id).attempt}.log"
-    ]
+    left = files_with(queue.state.root, "canary")
+    assert [path.name for path in left] == [f"{queue.show(seen.id).attempt}.log"]
 
 
 def test_bad_submits_queue_nothing(queue: Queue) -> None:
