@@ -130,6 +130,11 @@ def _choice(*allowed: str) -> Callable[[object], str]:
     return parse
 
 
+# Where jobs run: on this machine, or with an engine that another package brings.
+LOCAL = "local"
+ENGINE_GROUP = "gpusched.engines"
+
+
 def _words(text: object) -> tuple[str, ...]:
     """A list of names: a TOML array, or text separated by commas."""
     if isinstance(text, (list, tuple)):
