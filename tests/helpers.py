@@ -80,7 +80,7 @@ def _card(place: int, total: str) -> dict[str, Any]:
     }
 
 
-def wait_until(condition: Callable[[], T], timeout: float = 15.0, what: str = "") -> T:
+def wait_until(condition: Callable[[], T], timeout: float = 60.0, what: str = "") -> T:
     """The first true value of ``condition``; fails when there is none in time."""
     deadline = time.monotonic() + timeout
     while True:

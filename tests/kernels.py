@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,22 @@ class Cell:
         """The texts of its badge, in the order in which they were shown."""
         return [item["data"]["text/plain"] for item in self._badges()]
 
+    @property
+    def badge_dates(self) -> list[datetime]:
+        """When the kernel has shown each of them."""
+        return [message["header"]["date"] for message in self._of_badge()]
+
     def _badges(self) -> list[dict[str, Any]]:
+        return [message["content"] for message in self._of_badge()]
+
+    def _of_badge(self) -> list[dict[str, Any]]:
         return [
-            item
-            for item in self.of("display_data", "update_display_data")
-            if str(item.get("transient", {}).get("display_id", "")).startswith("gpusched-")
+            message
+            for message in self.messages
+            if message["header"]["msg_type"] in ("display_data", "update_display_data")
+            and str(message["content"].get("transient", {}).get("display_id", "")).startswith(
+                "gpusched-"
+            )
         ]
 
     @property
@@ -173,7 +185,7 @@ class Kernel:
             self.manager.start_kernel(env=self.environment, cwd=str(self.folder), stderr=log)
         self.client = self.manager.blocking_client()
         self.client.start_channels()
-        self.client.wait_for_ready(timeout=30)
+        self.client.wait_for_ready(timeout=120)
 
     def stop(self) -> None:
         """Shut it down as a notebook server does."""
@@ -185,7 +197,7 @@ class Kernel:
         """Restart it as the button of a notebook does."""
         with (self.folder / "err").open("ab") as log:
             self.manager.restart_kernel(stderr=log)
-        self.client.wait_for_ready(timeout=60)
+        self.client.wait_for_ready(timeout=120)
 
     def kill(self) -> None:
         """End it as an out-of-memory killer does."""
@@ -222,14 +234,14 @@ class Kernel:
         """As the stop button does."""
         self.manager.interrupt_kernel()
 
-    def until(self, holds: Callable[[], Any], why: str, timeout_s: float = 20.0) -> None:
+    def until(self, holds: Callable[[], Any], why: str, timeout_s: float = 120.0) -> None:
         """Receive until the condition holds."""
         deadline = time.monotonic() + timeout_s
         while not holds():
             assert time.monotonic() < deadline, f"{why}; {self._seen()}"
             self.receive(0.05)
 
-    def badge(self, cell: Cell, word: str, timeout_s: float = 20.0) -> str:
+    def badge(self, cell: Cell, word: str, timeout_s: float = 120.0) -> str:
         """Wait until the badge of a cell says ``word``, and give it back."""
         self.until(
             lambda: cell.badges and word in cell.badges[-1],

@@ -378,7 +378,7 @@ class Tools:
             backend.close()
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():
@@ -549,12 +549,16 @@ def test_ioreg_that_hangs_is_left_and_killed_with_what_it_started(
     tools: Tools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = tools.open("ioreg")
-    monkeypatch.setattr(powermetrics, "_TIMEOUT_S", 0.5)
     body = f"sleep 600 &\necho $! > {tools.root}/grandchild\necho $$ > {tools.root}/child\nwait"
     tools.script("ioreg", body)
-    started = time.monotonic()
-    assert "no answer within 0.5 s" in (backend.read(Detail.LOAD).problem or "")
-    assert time.monotonic() - started < 5
+    for limit_s in (0.5, 2.0, 8.0, 32.0):
+        monkeypatch.setattr(powermetrics, "_TIMEOUT_S", limit_s)
+        started = time.monotonic()
+        assert f"no answer within {limit_s:g} s" in (backend.read(Detail.LOAD).problem or "")
+        assert time.monotonic() - started < limit_s + 60
+        child = tools.root / "child"
+        if child.exists() and child.read_text():  # it has come so far before it was killed
+            break
     for name in ("child", "grandchild"):
         pid = int((tools.root / name).read_text())
         wait_for(lambda pid=pid: is_gone(pid))

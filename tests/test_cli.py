@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Result:
         return json.loads(self.out)
 
 
-def gpusched(*argv: str, status: int = 0, timeout: float = 40.0) -> Result:
+def gpusched(*argv: str, status: int = 0, timeout: float = 120.0) -> Result:
     """Call gpusched in a process of its own and compare its exit status."""
     done = subprocess.run(
         [*GPUSCHED, *argv], capture_output=True, text=True, timeout=timeout, check=False
@@ -79,7 +80,6 @@ def job(job_id: int) -> Any:
 PYTHON = sys.executable
 
 
-@pytest.mark.timeout(120)
 def test_submit_waits_with_a_reason_and_runs_when_the_gpu_is_free(fake: FakeScript) -> None:
     fake.busy()
     code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['GPUSCHED_JOB_ID'])"
@@ -202,7 +202,7 @@ def test_log_follows_from_the_begin_to_the_end(fake: FakeScript, tmp_path: Path)
         assert following.stdout.readline() == "first\n"
         gate.touch()
         assert following.stdout.read() == "last\n"
-        assert following.wait(20) == 0
+        assert following.wait(60) == 0
 
 
 # -- run
@@ -229,7 +229,7 @@ def test_run_waits_for_its_turn_and_passes_input_through(fake: FakeScript) -> No
         assert "97 %" in running.stderr.readline()
         assert job(1)["state"] == "pending"
         fake.free()
-        out, err = running.communicate("through\n", timeout=20)
+        out, err = running.communicate("through\n", timeout=60)
     assert out == "through\n"
     assert "begins on GPU 0 (Fake A100)" in err
     assert running.returncode == 0
@@ -244,7 +244,7 @@ def test_run_holds_its_gpu_against_other_jobs(fake: FakeScript, tmp_path: Path) 
         other = submit("--", "true")
         assert "job 1" in wait_until(lambda: job(other)["reason"])
         gate.touch()
-        assert running.wait(20) == 0
+        assert running.wait(60) == 0
     gpusched("wait", str(other))
     ended, begun = job(1)["ended_at"], job(other)["started_at"]
     assert ended <= begun
@@ -262,7 +262,7 @@ def test_run_passes_signals_on(fake: FakeScript, number: signal.Signals) -> None
         assert running.stdout is not None
         assert running.stdout.readline() == "ready\n"
         running.send_signal(number)
-        assert running.wait(20) == 42
+        assert running.wait(60) == 42
     assert job(1)["exit_code"] == 42
 
 
@@ -272,7 +272,7 @@ def test_run_that_is_ended_while_it_waits_never_ran(fake: FakeScript) -> None:
         assert running.stderr is not None
         assert "waits" in running.stderr.readline()
         running.send_signal(signal.SIGTERM)
-        assert running.wait(20) == 1
+        assert running.wait(60) == 1
     assert job(1)["state"] == "cancelled"
 
 
@@ -281,7 +281,7 @@ def test_a_cancel_from_elsewhere_ends_what_run_runs(fake: FakeScript) -> None:
         assert running.stdout is not None
         assert running.stdout.readline() == "up\n"
         gpusched("cancel", "1")
-        running.wait(30)
+        running.wait(60)
     assert job(1)["state"] == "cancelled"
     assert running.returncode > 0
 
@@ -295,7 +295,7 @@ def test_killing_run_loses_the_job_and_keeps_its_gpu_while_the_command_lives(
         assert running.stdout is not None
         assert running.stdout.readline().startswith("up ")
         running.kill()
-        running.wait(10)
+        running.wait(60)
         other = submit("--", "true")
         wait_until(lambda: job(1)["state"] == "lost")
         wait_until(lambda: "a process left by one" in (job(other)["reason"] or ""))
@@ -318,7 +318,7 @@ def test_ctrl_c_at_a_terminal_reaches_the_command_once(fake: FakeScript) -> None
     if pid == 0:
         os.execv(sys.executable, [*GPUSCHED, "run", "--", PYTHON, "-c", code])
     with terminal_output(master) as shown:
-        wait_until(lambda: "ready" in shown(), timeout=30)
+        wait_until(lambda: "ready" in shown())
         os.write(master, b"\x03")
         _, status = os.waitpid(pid, 0)
         assert os.waitstatus_to_exitcode(status) == 0, shown()
@@ -397,7 +397,7 @@ def test_gpus_watch_shows_changes_until_interrupted(fake: FakeScript) -> None:
         wait_until(lambda: '"utilization": 0.5' in watching.stdout.readline())  # type: ignore[union-attr]
         watching.send_signal(signal.SIGINT)
         watching.stdout.read()
-        assert watching.wait(20) == 0
+        assert watching.wait(60) == 0
         assert watching.stderr is not None
         assert watching.stderr.read() == ""
 
@@ -453,7 +453,7 @@ def test_agent_run_dispatches_in_the_foreground_until_interrupted(fake: FakeScri
         gpusched("wait", str(number))
         assert running_agent_pid() == agent.pid
         agent.send_signal(signal.SIGINT)
-        assert agent.wait(20) == 0
+        assert agent.wait(60) == 0
 
 
 def test_engines_are_only_what_there_is(fake: FakeScript) -> None:
@@ -600,7 +600,7 @@ def test_ctrl_c_is_quiet(fake: FakeScript) -> None:
     with start("wait", str(number)) as waiting:
         wait_until(lambda: _listens_to_the_bell(waiting.pid), what="it waits")
         waiting.send_signal(signal.SIGINT)
-        assert waiting.wait(20) == 130
+        assert waiting.wait(60) == 130
         assert waiting.stderr is not None
         assert waiting.stderr.read() == ""
     assert job(number)["state"] == "pending"
@@ -608,8 +608,11 @@ def test_ctrl_c_is_quiet(fake: FakeScript) -> None:
 
 def _listens_to_the_bell(pid: int) -> bool:
     """Whether the process has come so far that it watches the record."""
-    links = Path(f"/proc/{pid}/fd").glob("*")
-    return any("inotify" in os.readlink(link) for link in links)
+    for link in Path(f"/proc/{pid}/fd").glob("*"):
+        with suppress(FileNotFoundError):  # closed since it was listed
+            if "inotify" in os.readlink(link):
+                return True
+    return False
 
 
 def test_a_terminal_that_knows_only_ascii_is_no_fault(
@@ -675,8 +678,11 @@ def test_list_of_many_jobs_is_quick(queue: Queue) -> None:
         for number in range(2000):
             store.submit(JobSpec(uid=str(number), name=f"job {number}", **spec))
     began = time.monotonic()
+    gpusched("--version")
+    bare = time.monotonic() - began
+    began = time.monotonic()
     assert len(gpusched("list", "--json").json) == 2000
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 10 + 10 * bare
 
 
 def test_errors_name_the_command() -> None:

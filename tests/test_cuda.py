@@ -16,7 +16,7 @@ from requires import require
 
 from gpusched_ipy import cuda
 
-pytestmark = [pytest.mark.cc, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.cc
 UUIDS = [f"GPU-{'-'.join(digit * size for size in (8, 4, 4, 4, 12))}" for digit in "01"]
 OPEN = "import ctypes, os; cu = ctypes.CDLL({library!r}, os.RTLD_NOW)\n"
 

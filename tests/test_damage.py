@@ -18,8 +18,6 @@ from gpusched_ipy.job import JobState
 from gpusched_ipy.repair import repair
 from gpusched_ipy.statedir import StateDir
 
-pytestmark = pytest.mark.timeout(90)
-
 
 @pytest.fixture
 def queue(settings: Settings) -> Iterator[Queue]:
@@ -62,12 +60,12 @@ def test_one_damaged_job_stops_neither_lists_nor_queue(queue: Queue, fake: FakeS
     assert f"job {pending} is damaged" in gpusched("doctor").stdout
 
     fake.free()
-    ends = queue.wait(done[2].id, after, timeout=30)
+    ends = queue.wait(done[2].id, after, timeout=60)
     assert [end.state for end in ends] == ["completed", "completed"]
     new = queue.submit(["true"])
-    assert queue.wait(new.id, timeout=30)[0].state is JobState.COMPLETED
+    assert queue.wait(new.id, timeout=60)[0].state is JobState.COMPLETED
     # The agent has nothing left that it could start, so it leaves, and a repair can be made.
-    wait_until(lambda: not any((queue.state.root / "alive").iterdir()), 30, "the agent leaves")
+    wait_until(lambda: not any((queue.state.root / "alive").iterdir()), what="the agent leaves")
     mended = repair(queue.state)
     assert (mended.saved, mended.damaged) == (3, (pending, ended))
 
@@ -77,11 +75,11 @@ def test_the_end_of_a_damaged_job_gives_its_gpu_on(queue: Queue, tmp_path: Path)
     go, begun = tmp_path / "go", tmp_path / "begun"
     line = f"touch {begun}; while [ ! -e {go} ]; do sleep 0.02; done"
     runs = queue.submit([line], shell=True)
-    wait_until(begun.exists, 30)
+    wait_until(begun.exists)
     flip(queue.state, runs.id)
     behind = queue.submit(["true"])
-    wait_until(lambda: queue.show(behind.id).reason, 30, "the next one waits")
+    wait_until(lambda: queue.show(behind.id).reason, what="the next one waits")
     assert queue.show(behind.id).state is JobState.PENDING
     go.touch()
-    assert queue.wait(behind.id, timeout=30)[0].state is JobState.COMPLETED
-    wait_until(lambda: not any((queue.state.root / "alive").iterdir()), 30, "all have left")
+    assert queue.wait(behind.id, timeout=60)[0].state is JobState.COMPLETED
+    wait_until(lambda: not any((queue.state.root / "alive").iterdir()), what="all have left")

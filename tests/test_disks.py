@@ -167,7 +167,6 @@ def test_a_submit_with_variables_on_a_full_disk_leaves_nothing(
     queue.store.close()
 
 
-@pytest.mark.timeout(120)
 def test_a_job_that_fills_the_disk_is_recorded_all_the_same(
     small_disk: Path, fake: FakeScript
 ) -> None:

@@ -26,7 +26,6 @@ from gpusched_ipy.locks import alive_pid
 from gpusched_ipy.statedir import StateDir
 from gpusched_ipy.store import Store
 
-pytestmark = pytest.mark.timeout(120)
 _NAME = "test.test_concurrent_futures"
 
 

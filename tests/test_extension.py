@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import wait_until
 from jupyter_client.connect import write_connection_file
 from kernels import PYTHON, REPOSITORY, started
 
@@ -108,7 +109,11 @@ gpusched_ipy.unload_ipython_extension(shell); seen.append(traces(shell))
 manager.load_extension("gpusched_ipy")
 extension = weakref.ref(shell._gpusched)
 manager.unload_extension("gpusched_ipy")
-gc.collect()
+import time
+deadline = time.monotonic() + 60
+while extension() is not None and time.monotonic() < deadline:  # a thread may be leaving
+    gc.collect()
+    time.sleep(0.05)
 assert extension() is None, "atexit or something else still holds it"
 print(json.dumps(seen))
 """
@@ -180,13 +185,14 @@ def test_reloading_loses_no_queued_cell(tmp_path: Path) -> None:
         kernel.fake.take()
         kernel.run(TRACES)
         cell = kernel.run("%%gpuqueue\nprint('ran')")
+        kernel.badge(cell, "97 %")  # whoever is needed for that is at work
         threads = threads_of(kernel)
         assert "gpusched-loop" in threads
         said = kernel.run("%reload_ext gpusched_ipy")
         assert said.errors == []
-        assert threads_of(kernel) == threads
+        wait_until(lambda: threads_of(kernel) == threads, what="the same threads as before")
         assert kernel.run("%unload_ext gpusched_ipy").errors == []
-        assert threads_of(kernel) == []
+        wait_until(lambda: threads_of(kernel) == [], what="the threads gone")
         kernel.fake.free()
         assert cell.text() == ""
         kernel.run("%load_ext gpusched_ipy")
@@ -194,6 +200,7 @@ def test_reloading_loses_no_queued_cell(tmp_path: Path) -> None:
         kernel.until(lambda: cell.text() == "ran\n", "its output is missing")
         kernel.run("import time\ntime.sleep(0)")
         assert kernel.run("%unload_ext gpusched_ipy").errors == []
+        wait_until(lambda: threads_of(kernel) == [], what="the threads gone")
         left = json.loads(kernel.run("print(json.dumps(traces(get_ipython())))").text())
         assert left == NOTHING
 

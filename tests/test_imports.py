@@ -45,7 +45,6 @@ def test_the_check_would_see_a_heavy_import() -> None:
     assert heavy(loaded_by("import gpusched_ipy, sqlite3")) == {"sqlite3"}
 
 
-@pytest.mark.timeout(120)
 def test_loading_the_extension_adds_nothing_heavy_to_ipython() -> None:
     # What IPython brings along is its own; sqlite3 is its history's.
     shell = "from IPython.core.interactiveshell import InteractiveShell\n"

@@ -357,7 +357,7 @@ def stand_in(root: Path, lines: list[str], bdf: str = ARC, after: str = "exec sl
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():

@@ -17,9 +17,9 @@ from gpusched_ipy.job import Job, JobState
 from gpusched_ipy.statedir import StateDir
 from gpusched_ipy.store import Store
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.kernel
 # A fresh Python with IPython takes seconds where many tests run at once.
-PATIENCE_S = 90.0
+PATIENCE_S = 200.0
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def store(shared: Kernel) -> Iterator[Store]:
 def until(flag: Path, meanwhile: str = "time.sleep(0.01)") -> str:
     """Code that defines ``wait()``: until the file is there, and not for ever."""
     return (
-        "import os, time\ndeadline = time.time() + 100\n"
+        "import os, time\ndeadline = time.time() + 280\n"
         f"def wait():\n    while not os.path.exists({str(flag)!r}):\n"
         f"        assert time.time() < deadline\n        {meanwhile}\n"
     )
@@ -93,7 +93,8 @@ def test_it_takes_variables_along_and_brings_them_back(shared: Kernel, store: St
     job = job_of(store, cell)
     assert (job.kind, job.state, job.spec.home) == ("isolated", "completed", None)
     # Its process is gone, and with it all its memory.
-    assert not Path(f"/proc/{shared.run('seen[0]').results[0]}").exists()
+    gone = Path(f"/proc/{shared.run('seen[0]').results[0]}")
+    wait_until(lambda: not gone.exists(), what="its process is gone")
     kept = [*(store.state.root / "calls").iterdir(), store.state.transcript(job.spec.uid)]
     assert {stat.S_IMODE(path.stat().st_mode) for path in kept} == {0o600}
 
@@ -295,7 +296,7 @@ def test_a_cancel_ends_its_process_and_the_cell_says_so(
     pid = int(pid_file.read_text())
     shared.run("%gpuq cancel endless")
     ended(shared, cell, "⊘ cancelled")
-    assert not Path(f"/proc/{pid}").exists()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), what="its process is gone")
     assert job_of(store, cell).state is JobState.CANCELLED
 
 

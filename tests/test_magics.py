@@ -170,7 +170,6 @@ def test_help_shows_options_and_examples(kernel: Kernel) -> None:
 
 
 @pytest.mark.kernel
-@pytest.mark.timeout(300)
 def test_completion_in_a_kernel_gives_ours_alone(kernel: Kernel) -> None:
     kernel.run("%%gpuqueue --name prepare\n1")
 

@@ -36,7 +36,6 @@ def execute(notebook: Path, temp: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.notebooks
 @pytest.mark.kernel
-@pytest.mark.timeout(240)
 def test_the_tour_shows_waiting_with_a_reason_and_the_right_order(tmp_path: Path) -> None:
     done = execute(TOUR, tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -80,7 +79,6 @@ def test_it_is_saved_with_its_outputs(path: Path) -> None:
 
 @pytest.mark.notebooks
 @pytest.mark.kernel
-@pytest.mark.timeout(120)
 def test_a_notebook_that_fails_is_a_failure(tmp_path: Path) -> None:
     broken = tmp_path / "broken.ipynb"
     cells = [nbformat.v4.new_code_cell("print('before')\n1 / 0")]

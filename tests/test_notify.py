@@ -21,7 +21,6 @@ from gpusched_ipy.notify import Batches, Message, Notifier, run_hook
 from gpusched_ipy.statedir import open_state_dir
 from gpusched_ipy.store import Store
 
-pytestmark = pytest.mark.timeout(120)
 PYTHON = sys.executable
 
 

@@ -751,7 +751,7 @@ def test_the_library_is_found_by_its_name_in_a_process_of_its_own(tmp_path: Path
         env={**os.environ, **fake.env},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert done.stdout.split() == ["nvml", "GPU-child", "0.42"], done.stderr

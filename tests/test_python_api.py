@@ -38,7 +38,6 @@ from gpusched_ipy import (
 )
 from gpusched_ipy.process import python_argv
 
-pytestmark = pytest.mark.timeout(90)
 ROOT = Path(__file__).parents[1]
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "GPUSCHED_JOB_ID", "GPUSCHED_JOB_NAME")
 
@@ -144,7 +143,7 @@ def test_a_block_inside_another_uses_its_gpu(queue: Queue) -> None:
         with pytest.raises(UserError, match="has 1 GPU"), gpuqueue(gpus=2):
             pass
         child = script("from gpusched_ipy import gpuqueue\nwith gpuqueue() as g: print(g.job_id)")
-        assert child.communicate(timeout=30)[0].strip() == str(outer.job_id)
+        assert child.communicate(timeout=60)[0].strip() == str(outer.job_id)
     assert len(queue.list(all=True)) == 1
 
 
@@ -200,7 +199,7 @@ def test_threads_on_two_gpus_show_the_process_both(queue: Queue, tmp_path: Path)
     with gpuqueue() as first:
         thread = threading.Thread(target=work)
         thread.start()
-        assert came.wait(30)
+        assert came.wait(60)
         assert os.environ["CUDA_VISIBLE_DEVICES"] == f"{first.uuid},{other[0].uuid}"
         assert {first.uuid, other[0].uuid} == {"GPU-fake-0", "GPU-fake-1"}
         assert first.env["CUDA_VISIBLE_DEVICES"] == first.uuid
@@ -241,8 +240,12 @@ def test_a_killed_script_frees_its_gpu_at_once(queue: Queue) -> None:
     wait_until(lambda: "script" in why(queue, waits.id) or f"job {held}" in why(queue, waits.id))
     holder.kill()
     at = time.monotonic()
-    waits.wait(timeout=30)
-    assert time.monotonic() - at < 5.0, "it must not wait out any time-out"
+    waits.wait(timeout=60)
+    took = time.monotonic() - at
+    at = time.monotonic()
+    submit(["true"]).wait(timeout=60)
+    usual = time.monotonic() - at
+    assert took < 5.0 + 5 * usual, "it must not wait out any time-out"
     lost = queue.show(held)
     assert (lost.state, lost.error) == ("lost", "its process died")
     holder.communicate()
@@ -254,7 +257,7 @@ def test_who_waits_for_a_killed_script_learns_it_alone(queue: Queue) -> None:
     held = int(holder.stdout.readline())
     holder.kill()
     holder.communicate()
-    (job,) = queue.wait(held, timeout=30)
+    (job,) = queue.wait(held, timeout=60)
     assert job.state is JobState.LOST
 
 
@@ -264,7 +267,7 @@ def test_ctrl_c_while_waiting_gives_up_the_place(queue: Queue, gpu: FakeScript) 
     job = only_job(queue)
     wait_until(lambda: "97 %" in why(queue, job))
     waits.send_signal(signal.SIGINT)
-    out, err = waits.communicate(timeout=30)
+    out, err = waits.communicate(timeout=60)
     assert (out, "KeyboardInterrupt" in err) == ("", True)
     assert queue.show(job).state is JobState.CANCELLED
 
@@ -274,16 +277,20 @@ def test_ctrl_c_inside_ends_the_job(queue: Queue) -> None:
     assert holder.stdout is not None
     held = int(holder.stdout.readline())
     holder.send_signal(signal.SIGINT)
-    holder.communicate(timeout=30)
+    holder.communicate(timeout=60)
     job = queue.show(held)
     assert (job.state, job.error) == ("failed", "KeyboardInterrupt")
 
 
 def test_a_timeout_gives_up_the_place_and_says_why(queue: Queue, gpu: FakeScript) -> None:
     gpu.busy()
-    with pytest.raises(TimeoutError, match="97 % used"), gpuqueue(timeout=1.0):
-        pass
-    assert [job.state for job in queue.list(all=True)] == ["cancelled"]
+    for limit_s in (1.0, 4.0, 16.0, 64.0):
+        with pytest.raises(TimeoutError) as caught, gpuqueue(timeout=limit_s):
+            pass
+        if "97 % used" in str(caught.value):  # else it has not even been looked at in that time
+            break
+    assert "97 % used" in str(caught.value)
+    assert {job.state for job in queue.list(all=True)} == {"cancelled"}
     assert os.environ.get("CUDA_VISIBLE_DEVICES") is None
 
 
@@ -299,18 +306,29 @@ def test_cancelled_while_it_waits(queue: Queue, gpu: FakeScript) -> None:
 
 @pytest.mark.parametrize("how", ["cancel", "walltime"])
 def test_ended_while_it_runs_on_the_main_thread(queue: Queue, how: str) -> None:
-    canceller = threading.Timer(0.3, lambda: queue.cancel(only_job(queue)))
+    inside = threading.Event()
+
+    def cancel() -> None:
+        inside.wait()
+        queue.cancel(only_job(queue))
+
+    def stay() -> None:
+        inside.set()
+        time.sleep(600)
+
+    canceller = threading.Thread(target=cancel)
     if how == "cancel":
         canceller.start()
     with (
         pytest.raises(JobFailedError) as caught,
-        gpuqueue(time=None if how == "cancel" else 0.3) as gpu,
+        gpuqueue(time=None if how == "cancel" else 2.0) as gpu,
     ):
-        time.sleep(60)
+        stay()
     state = "cancelled" if how == "cancel" else "timeout"
     assert (caught.value.state, queue.show(gpu.job_id).state) == (state, state)
     assert isinstance(caught.value.__cause__, KeyboardInterrupt)
-    canceller.cancel()
+    if how == "cancel":
+        canceller.join()
 
 
 def test_a_thread_is_told_of_a_cancel(queue: Queue) -> None:

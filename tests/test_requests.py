@@ -15,8 +15,6 @@ from gpusched_ipy.job import Job, JobState
 from gpusched_ipy.lines import parse_cell, parse_run
 from gpusched_ipy.options import JOB_OPTIONS, OptionParser, job_fields, python_fields
 
-pytestmark = pytest.mark.timeout(120)
-
 # The option on a line, and the same for Python.
 SAME: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--priority -3", {"priority": -3}),

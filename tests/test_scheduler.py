@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import select
@@ -363,13 +364,15 @@ BUSY = {
 }
 
 
-@pytest.mark.timeout(240)
 def test_a_stranger_around_our_dispatch(state: StateDir, settings: Settings) -> None:
-    """1,000 seeded trials: a job is never started on a reading that showed the stranger."""
+    """1,000 trials or more: a job is never started on a reading that showed the stranger."""
     backend = Stranger(SystemClock())
     bench = Bench(state, settings, choose=lambda _settings, _clock: Detected(backend, ()))
     starts = refusals = 0
-    for seed in range(1000):
+    for seed in itertools.count():
+        if seed >= 1000 and min(starts, refusals) > 50:
+            break
+        assert seed < 10_000, f"{starts} starts, {refusals} refusals: both must happen often"
         dice = random.Random(seed)
         backend.taken = False
         bench.monitor.read_now()
@@ -387,8 +390,6 @@ def test_a_stranger_around_our_dispatch(state: StateDir, settings: Settings) -> 
         refusals += not bench.runner.started
         _clear(bench)
     bench.close()
-    assert starts > 50, "the trials must reach the dispatch"
-    assert refusals > 50, "the stranger must come in time often enough"
 
 
 def _clear(bench: Bench) -> None:
@@ -434,7 +435,6 @@ bench.close()
 """
 
 
-@pytest.mark.timeout(120)
 def test_members_that_start_in_the_same_second(
     tmp_path: Path, fake: FakeScript, state_dir: Path
 ) -> None:
@@ -454,18 +454,20 @@ def test_members_that_start_in_the_same_second(
         assert member.stdin is not None
         member.stdin.write("go\n")
         member.stdin.flush()
-    outputs = [member.communicate(timeout=100) for member in members]
+    outputs = [member.communicate(timeout=250) for member in members]
     assert [member.returncode for member in members] == [0, 0, 0], outputs
     assert not any("GIVEN TWICE" in out for out, _ in outputs)
     assert sum(int(out.split()[-1]) for out, _ in outputs) == 30
 
 
 def test_the_loop_runs_by_itself_and_ends(bench: Bench, fake: FakeScript) -> None:
+    before = set(threading.enumerate())
     bench.scheduler.start()
     bench.scheduler.start()
     job = bench.submit()
     wait_until(lambda: [claim.job.id for claim in bench.runner.started] == [job.id])
-    loops = [thread for thread in threading.enumerate() if thread.name == "gpusched-loop"]
+    new = set(threading.enumerate()) - before
+    loops = [thread for thread in new if thread.name == "gpusched-loop"]
     assert len(loops) == 1
     bench.scheduler.stop()
     assert not loops[0].is_alive()

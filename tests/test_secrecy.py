@@ -94,7 +94,6 @@ CELLS = (
 )
 
 
-@pytest.mark.timeout(180)
 def test_a_secret_of_the_environment_is_found_nowhere(tmp_path: Path) -> None:
     """Not in record, logs, transcripts, inputs, exports, copies of a repair, or notebook."""
     value = "canary-7c1f"

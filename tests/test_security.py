@@ -128,7 +128,7 @@ def test_output_of_a_job_is_shown_and_does_nothing_on_a_terminal(queue: Queue) -
 
     code = "print('\\x1b]0;owned\\x07', '\\x9b2J', '\\u202e', '\\x1b[31mred')"
     job = queue.submit([PYTHON, "-c", code], env=["PYTHONIOENCODING=utf-8"])
-    queue.wait(job.id, timeout=30)
+    queue.wait(job.id, timeout=60)
     leader, terminal = pty.openpty()
     done = subprocess.run(
         [PYTHON, "-m", "gpusched_ipy", "log", str(job.id)],
@@ -204,7 +204,7 @@ def test_arguments_arrive_as_they_are(queue: Queue, tmp_path: Path, text: str) -
     got = tmp_path / "got"
     code = f"import sys; open({str(got)!r}, 'w', newline='').write(sys.argv[1])"
     job = queue.submit([PYTHON, "-c", code, text], cwd=tmp_path)
-    queue.wait(job.id, timeout=30)
+    queue.wait(job.id, timeout=60)
     assert got.read_bytes().decode() == text
     assert not (tmp_path / "owned").exists()
 
@@ -213,14 +213,16 @@ def test_arguments_arrive_as_they_are(queue: Queue, tmp_path: Path, text: str) -
 
 
 def test_no_process_of_ours_listens(queue: Queue, tmp_path: Path) -> None:
-    job = queue.submit([PYTHON, "-c", "import time; time.sleep(60)"])
+    job = queue.submit([PYTHON, "-c", "import time; time.sleep(600)"])
     wait_until(lambda: queue.show(job.id).state is JobState.RUNNING)
     kinds = queue.store.member_kinds()
     pids = {alive_pid(queue.state, key): kind for key, kind in kinds.items()}
     assert {"agent", "shim"} <= set(pids.values())
     for pid in filter(None, pids):
-        for process in [psutil.Process(pid), *psutil.Process(pid).children()]:
-            assert _listeners(process.pid) == []
+        assert _listeners(pid) == []
+        for process in psutil.Process(pid).children():
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                assert _listeners(process.pid) == []
     queue.cancel(job.id)
 
 
@@ -270,7 +272,6 @@ PLANTS = ["link", "hard link", "fifo", "directory"]
 
 
 @pytest.mark.parametrize("what", PLANTS)
-@pytest.mark.timeout(20)
 def test_planted_files_are_neither_followed_nor_waited_for(
     tmp_path: Path, victim: Path, what: str
 ) -> None:
@@ -297,7 +298,6 @@ def test_planted_files_are_neither_followed_nor_waited_for(
 
 
 @pytest.mark.parametrize("what", PLANTS)
-@pytest.mark.timeout(20)
 def test_planted_readings_are_not_believed(tmp_path: Path, victim: Path, what: str) -> None:
     settings = Settings.load()
     state = open_state_dir(settings)
@@ -318,7 +318,7 @@ def test_a_planted_agent_log_stops_the_agent(queue: Queue, victim: Path, what: s
     done = subprocess.run(
         [PYTHON, "-c", "import sys; from gpusched_ipy.agent import main; main(sys.argv[1:])",
          "--state-dir", str(queue.state.root)],
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode != 0
     assert "agent.log" in done.stderr
@@ -365,7 +365,7 @@ def test_nothing_in_the_working_directory_is_run_or_read(
     monkeypatch.setenv("PYTHONPATH", str(trap))  # for what is started from here
     monkeypatch.setenv("PATH", f":.:{os.environ['PATH']}")
     job = queue.submit(["true"])
-    (end,) = queue.wait(job.id, timeout=30)
+    (end,) = queue.wait(job.id, timeout=60)
     assert (end.state, end.error) == (JobState.COMPLETED, None)
     # Every backend looks for its tools, and a reading runs those that it finds.
     for tool in ("nvidia-smi", "xpu-smi", "macmon", "ioreg", "sudo", "sysctl"):
@@ -391,7 +391,7 @@ def test_secrets_are_found_nowhere(queue: Queue, monkeypatch: pytest.MonkeyPatch
     job = queue.submit([PYTHON, "-c", code], env=["HF_TOKEN"])
     queue.submit(["false"], env=["WANDB_API_KEY"], hold=True)
     queue.cancel("false")
-    queue.wait(timeout=30)
+    queue.wait(timeout=60)
     path = queue.log_path(job.id)
     assert path is not None
     assert path.read_text() == "['HF_TOKEN']\n"

@@ -58,7 +58,7 @@ def test_jobs_lists_and_the_queue(settings: Settings, fake: FakeScript) -> None:
 def test_a_reading(settings: Settings, fake: FakeScript) -> None:
     fake.busy(utilization=0.97, memory="30GiB")
     queue = Queue(settings)
-    reading = gpus(queue=queue, timeout=30)
+    reading = gpus(queue=queue, timeout=60)
     text, html = shown(reading)
     assert "97 %" in text
     assert "30.0 GiB / 40.0 GiB" in html
@@ -67,5 +67,5 @@ def test_a_reading(settings: Settings, fake: FakeScript) -> None:
     cards = tuple(replace(card, name=EVIL, processes=(evil,)) for card in reading.gpus)
     assert "&lt;img src=x" in shown(reading.with_gpus(cards))[1]
     fake.problem("driver lost")
-    assert "driver lost" in shown(gpus(queue=queue, timeout=30))[0]
+    assert "driver lost" in shown(gpus(queue=queue, timeout=60))[0]
     queue.store.close()

@@ -19,8 +19,6 @@ from gpusched_ipy.handle import SweepHandle
 from gpusched_ipy.job import JobState
 from gpusched_ipy.preview import Preview
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @pytest.fixture(autouse=True)
 def gpu(fake: FakeScript) -> FakeScript:
@@ -145,8 +143,11 @@ def test_so_many_run_at_once_and_the_rest_can_be_cancelled(tmp_path: Path, queue
         [sys.executable, "-c", code], mem="1G", sweep={"n": range(4)}, max_running=2, name="few"
     )
     wait_until(lambda: [job.job.state for job in jobs].count(JobState.RUNNING) == 2, 60, "two run")
-    (reason,) = {queue.show(job.id).reason.text for job in jobs[2:] if queue.show(job.id).reason}
-    assert reason == "2 of its sweep run at once, not more"
+
+    def reasons() -> list[str]:
+        return [str(reason.text) for job in jobs[2:] if (reason := queue.show(job.id).reason)]
+
+    wait_until(lambda: reasons() == ["2 of its sweep run at once, not more"] * 2, what="why")
     queue.hold("few")  # of a sweep those are meant to which it applies
     assert [job.job.held for job in jobs] == [False, False, True, True]
     with pytest.raises(UserError, match="only a pending job can be held"):

@@ -78,7 +78,7 @@ def jupyter_server(folder: Path) -> Iterator[tuple[str, Path]]:
         yield base, notebooks
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(20)
+        server.wait(60)
 
 
 def _answers(base: str) -> bool:

@@ -45,6 +45,10 @@ panel._send = counted
 SHOW = "panel"
 STATUS = "print(panel.working, bool(wanted))"
 SENT = "print(sent)"
+SETTLED = """
+while [job.state for job in queue.list(all=True) if job.name == "gone wrong"] != ["failed"]:
+    time.sleep(0.01)
+"""
 THREADS = """
 import threading
 print(sum(thread.name == 'gpusched-panel' for thread in threading.enumerate()))
@@ -276,7 +280,8 @@ def test_a_closed_or_hidden_panel_does_no_work(
     desk.submit("unseen")
     desk.fail("gone wrong")
     desk.script.busy(0, utilization=0.5)
-    assert desk.lab.ask(f"time.sleep(1)\n{SENT}") == sent, "nothing is sent to nobody"
+    assert desk.lab.ask(THREADS).split() == ["0"], "no thread that could send"
+    assert desk.lab.ask(f"{SETTLED}{SENT}") == sent, "nothing is sent to nobody"
     desk.script.raw('{"problem": "driver lost"}')
     desk.panel.scroll_into_view_if_needed()
     desk.wait_pill("not readable")

@@ -20,7 +20,6 @@ from gpusched_ipy.job import JobKind, JobSpec, JobState
 from gpusched_ipy.leftovers import holders
 from gpusched_ipy.locks import GpuLocks, alive_pid, log_is_held
 
-pytestmark = pytest.mark.timeout(180)
 PYTHON = sys.executable
 
 # Runs a module of the package; agents, also those that shims start, leave almost at once.
@@ -78,7 +77,7 @@ def test_of_sixteen_simultaneous_starts_one_agent_stays(queue: Queue, tmp_path: 
     finally:
         for one in starts:
             one.terminate()
-            one.wait(30)
+            one.wait(60)
             assert one.stdout is not None
             one.stdout.close()
 
@@ -92,13 +91,16 @@ def test_no_job_that_comes_while_the_agent_leaves_is_forgotten(
         "gpusched_ipy.summon.python_argv",
         lambda module, *rest: [PYTHON, str(script), module, *rest],
     )
-    for place in range(12):
+    starts = 0
+    for place in range(60):
         job = queue.submit(["true"])
         # Nobody helps: ``Queue.wait`` would start an agent where none is.
-        wait_until(lambda job=job: queue.show(job.id).ended, 60, f"job {place} has run")
+        wait_until(lambda job=job: queue.show(job.id).ended, what=f"job {place} has run")
+        starts = Path(f"{script}.starts").read_text().count("start")
+        if place >= 11 and starts >= 3:
+            break
         # From its end on the agent is about to leave; the next one comes a little later each time.
-        time.sleep(place * 0.005)
-    starts = Path(f"{script}.starts").read_text().count("start")
+        time.sleep(place % 12 * 0.005)
     assert starts >= 3, "the agent has hardly ever left: nothing was tried"
 
 
@@ -112,7 +114,7 @@ def test_what_a_dead_shim_has_left_is_ended_and_nobody_else(
         f"trap '' INT; setsid sleep 300 & echo $! >> {ready}; sleep 300 & "
         f"echo $! >> {ready}; wait; sleep 300"
     )
-    limit = 8.0 if how == "walltime" else None
+    limit = 15.0 if how == "walltime" else None
     job = queue.submit([line], shell=True, time=limit)
     wait_until(lambda: ready.exists() and len(ready.read_text().split()) == 2, 60, "they run")
     reader = subprocess.Popen(["tail", "-f", str(queue.log_path(job.id))])

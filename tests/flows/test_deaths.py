@@ -27,7 +27,6 @@ from gpusched_ipy.job import Job, JobState, Request
 from gpusched_ipy.locks import alive_pid
 from gpusched_ipy.store import Store
 
-pytestmark = pytest.mark.timeout(90)
 PYTHON = sys.executable
 
 # Runs a module of the package, and all that it starts, in another boot of the machine.
@@ -121,7 +120,7 @@ class NextBoot:
         """The output of a command of ours."""
         done = subprocess.run(
             [PYTHON, str(self.script), "cli", *argv],
-            capture_output=True, text=True, check=True, timeout=30,
+            capture_output=True, text=True, check=True, timeout=60,
         )  # fmt: skip
         return done.stdout
 
@@ -180,7 +179,7 @@ def test_a_reboot_keeps_the_queue_and_starts_nothing_by_itself(
 
     again.let_go()
     after.run("resume")
-    ends = queue.wait(again.id, *(job.id for job in behind), new, timeout=30)
+    ends = queue.wait(again.id, *(job.id for job in behind), new, timeout=60)
     assert [(end.state, end.exit_code) for end in ends] == [
         ("failed", 7), ("completed", 0), ("failed", 1), ("completed", 0),
     ]  # fmt: skip
@@ -192,10 +191,10 @@ def test_a_reboot_keeps_the_queue_and_starts_nothing_by_itself(
 def test_a_reboot_of_an_idle_machine_drains_nothing(
     queue: Queue, reboot: Callable[..., NextBoot]
 ) -> None:
-    queue.wait(queue.submit(["true"]).id, timeout=30)
+    queue.wait(queue.submit(["true"]).id, timeout=60)
     after = reboot()
     job = int(after.run("submit", "--", "true"))
-    (end,) = queue.wait(job, timeout=30)
+    (end,) = queue.wait(job, timeout=60)
     assert end.state is JobState.COMPLETED
 
 
@@ -226,7 +225,8 @@ def test_a_clock_set_by_a_day_changes_no_order_and_no_walltime(
 ) -> None:
     """Submitted before and after the clock was set; what runs meanwhile has its walltime."""
     FakeScript(fake.path, gpus=2)
-    timed = queue.submit([PYTHON, "-c", "import time; time.sleep(60)"], time=2.0)
+    submitted = time.monotonic()
+    timed = queue.submit([PYTHON, "-c", "import time; time.sleep(600)"], time=2.0)
     first = Sleeper(queue, tmp_path, "first")
     first.begun()
     trace = tmp_path / "trace"
@@ -240,12 +240,11 @@ def test_a_clock_set_by_a_day_changes_no_order_and_no_walltime(
         )
         for place, name in enumerate(names)
     ]  # fmt: skip
-    started = time.monotonic()
     first.let_go()
-    ends = queue.wait(timed.id, *(job.id for job in jobs), timeout=30)
+    ends = queue.wait(timed.id, *(job.id for job in jobs), timeout=60)
     assert ends[0].state is JobState.TIMEOUT
     assert ends[0].run_s is not None
-    assert 1.9 <= ends[0].run_s <= 2.0 + time.monotonic() - started
+    assert 1.9 <= ends[0].run_s <= time.monotonic() - submitted
     assert [end.state for end in ends[1:]] == ["completed"] * 4
     assert trace.read_text() == names
     shifted.close()
@@ -277,7 +276,7 @@ def test_the_table_of_kill_9(queue: Queue, tmp_path: Path) -> None:
     found_again = listed[runs.id] is JobState.RUNNING and runs.notes == ["begin"]
     runs.let_go()
     # Nobody submits, looks or helps: the end of A is what starts the next agent.
-    ends = queue.wait(runs.id, *(job.id for job in queued), timeout=30)
+    ends = queue.wait(runs.id, *(job.id for job in queued), timeout=60)
     columns = {
         "nothing accepted is lost": accepted == ["pending"] * 3,
         "A is found again": found_again,
@@ -322,8 +321,8 @@ def test_what_a_launcher_has_started_keeps_its_gpu_from_other_containers(
         )
         assert here.show(job.id).state is JobState.RUNNING
         go.touch()
-        assert there.wait(other.id, timeout=30)[0].state is JobState.COMPLETED
-        assert here.wait(job.id, timeout=30)[0].state is JobState.LOST
+        assert there.wait(other.id, timeout=60)[0].state is JobState.COMPLETED
+        assert here.wait(job.id, timeout=60)[0].state is JobState.LOST
         ask_to_leave(agent_pid(there), there.state)
     finally:
         go.touch()

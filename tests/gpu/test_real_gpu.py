@@ -19,7 +19,7 @@ from gpusched_ipy.backends.nvidia_smi import NvidiaSmiBackend
 from gpusched_ipy.backends.nvml import NvmlBackend
 from gpusched_ipy.snapshot import Gpu, Snapshot
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.gpu
 
 MIB = 1 << 20
 GIB = 1 << 30
