@@ -92,7 +92,7 @@ def answer(state: dict[str, Any], options: list[str], named: dict[str, str], rou
             said = state.get("refusal", f'Field "{field}" is not a valid field to query.\n\n')
             sys.stdout.write(said)
             return 2
-    if rounds == 0:
+    if rounds == 0 and "noheader" not in named.get("--format", ""):
         shown = (f"{field} [{UNITS[field]}]" if field in UNITS else field for field in fields)
         sys.stdout.write(", ".join(shown) + "\n")
     for entry in state.get(kind, ()):
