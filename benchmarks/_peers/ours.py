@@ -67,8 +67,16 @@ class Ours(Peer):
     def daemon(self) -> int:
         return int(self.call(sys.executable, "-c", AGENT))
 
+    def _shown(self, job: str) -> dict[str, object]:
+        shown: dict[str, object] = json.loads(self._gpusched("show", job, "--json"))
+        return shown
+
     def fate(self, job: str) -> str:
-        return str(json.loads(self._gpusched("show", job, "--json"))["state"])
+        return str(self._shown(job)["state"])
+
+    def reason(self, job: str) -> str:
+        """Why the job waits, in a word for people; empty where it does not."""
+        return str(self._shown(job)["reason"] or "")
 
     def log(self, job: str) -> str:
         return self._gpusched("log", job)
