@@ -271,12 +271,14 @@ class ExitWatch:
             with suppress(OSError):
                 self._fds[pid] = os.pidfd_open(pid)
 
-    def told(self, fds: Iterable[int]) -> None:
-        """These were readable: their processes have ended and are not watched any more."""
+    def told(self, fds: Iterable[int]) -> set[int]:
+        """These were readable: the pids that have ended by that and are not watched any more."""
         ready = set(fds)
-        for pid in [pid for pid, fd in self._fds.items() if fd in ready]:
+        ended = {pid for pid, fd in self._fds.items() if fd in ready}
+        for pid in ended:
             os.close(self._fds.pop(pid))
-            self._over.add(pid)
+        self._over |= ended
+        return ended
 
     def close(self) -> None:
         """Watch nothing any more."""

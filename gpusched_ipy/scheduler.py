@@ -118,6 +118,7 @@ class Scheduler:
         self._arrears = Arrears()
         self._cancelling: set[tuple[int, int, str | None]] = set()
         self._exits = ExitWatch()
+        self._strangers: set[int] = set()  # watched processes on the GPUs that are no job of ours
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._wake_r, self._wake_w = os.pipe()
@@ -176,7 +177,9 @@ class Scheduler:
         ready = waiting.poll(1000 * rest_s)
         with self._mutex:
             # An end left in the poll would wake us again and again until it is recorded.
-            self._exits.told(fd for fd, _ in ready)
+            ended = self._exits.told(fd for fd, _ in ready)
+            if ended & self._strangers:
+                self._outlook.read_now()  # the newest reading still shows him
         with suppress(BlockingIOError):
             os.read(self._wake_r, 65536)
 
@@ -432,8 +435,10 @@ class Scheduler:
         active = self._open.active
         pids = {alive_pid(self.store.state, job.member) for job in active if job.member}
         pids |= set(self._open.leaders())
+        self._strangers = set()
         if snapshot is not None and self._open.any_waits and snapshot.backend != "fake":
-            pids |= set(_visible_pids(snapshot.gpus))
+            self._strangers = set(_strangers(snapshot.gpus))
+            pids |= self._strangers
         self._exits.watch(pid for pid in pids if pid and pid != os.getpid())
 
     def _rest(self) -> None:
@@ -443,8 +448,9 @@ class Scheduler:
         self._cancelling.clear()
 
 
-def _visible_pids(gpus: Iterable[Gpu]) -> Iterable[int]:
-    return (found.pid for gpu in gpus for found in gpu.processes or () if found.visible)
+def _strangers(gpus: Iterable[Gpu]) -> Iterable[int]:
+    processes = (found for gpu in gpus for found in gpu.processes or ())
+    return (found.pid for found in processes if found.visible and found.job is None)
 
 
 def _smallest(gpus: Iterable[Gpu]) -> int | None:

@@ -9,7 +9,7 @@ import select
 import subprocess
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -392,6 +392,39 @@ def test_a_stranger_around_our_dispatch(state: StateDir, settings: Settings) -> 
     bench.close()
 
 
+class Tenant(FakeBackend):
+    """A GPU that shows a real process for as long as that lives, as a driver does."""
+
+    def __init__(self, clock: Clock, tenant: subprocess.Popen[bytes]) -> None:
+        super().__init__(None, clock)
+        self.tenant = tenant
+
+    def read(self, detail: Detail = Detail.FULL) -> Snapshot:
+        lives = self.tenant.poll() is None
+        process = {"pid": self.tenant.pid, "memory": "30GiB"}
+        self.script({"gpus": [{**BUSY, "processes": [process]} if lives else IDLE]})
+        return replace(super().read(detail), backend="driver")  # pids of the fake need not exist
+
+
+def test_the_end_of_a_stranger_is_not_left_to_the_next_reading(
+    state: StateDir, settings: Settings
+) -> None:
+    tenant = subprocess.Popen(["sleep", "600"])
+    backend = Tenant(SystemClock(), tenant)
+    seldom = replace(settings, sample_interval_s=3600.0)
+    bench = Bench(state, seldom, choose=lambda _settings, _clock: Detected(backend, ()))
+    try:
+        job = bench.submit()
+        bench.scheduler.start()
+        wait_until(lambda: f"pid {tenant.pid}" in bench.why(job))
+        tenant.kill()
+        wait_until(lambda: [claim.job.id for claim in bench.runner.started] == [job.id])
+    finally:
+        tenant.kill()
+        tenant.wait()
+        bench.close()
+
+
 def _clear(bench: Bench) -> None:
     for claim in bench.runner.started:
         bench.scheduler.begin(claim)
@@ -482,7 +515,7 @@ def test_the_end_of_a_process_is_told_once() -> None:
         for fd in watch.fds:
             waiting.register(fd, select.POLLIN)
         (ready,) = waiting.poll(30_000)
-        watch.told([ready[0]])
+        assert watch.told([ready[0]]) == {child.pid}
         watch.watch([child.pid, os.getpid()])  # the record may still name it
         assert ready[0] not in watch.fds
         assert len(watch.fds) == 1
