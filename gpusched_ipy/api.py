@@ -45,6 +45,7 @@ from gpusched_ipy.statedir import StateDir, open_state_dir
 from gpusched_ipy.store import Event, Store
 from gpusched_ipy.submission import Composer, Draft, Submission, Work
 from gpusched_ipy.summon import ensure_agent
+from gpusched_ipy.writelock import GIVE_UP_S
 
 # How long a reading may take when a submit asks whether the machine could ever run the job.
 _READING_S = 3.0
@@ -85,7 +86,7 @@ class Queue:
     ) -> None:
         self.settings = settings or Settings.load()
         self.clock = clock or SystemClock()
-        self.store = store or Store(_opened(self.settings), self.clock)
+        self.store = store or Store(_opened(self.settings), self.clock, patience_s=GIVE_UP_S)
         self.owner = owner or default_owner()
         self._monitor = monitor
         self._own_python = own_python

@@ -25,8 +25,8 @@ from gpusched_ipy.dbfile import (
     schema_version,
 )
 from gpusched_ipy.errors import StateDirError, StoreError
-from gpusched_ipy.locks import FileLock
 from gpusched_ipy.statedir import StateDir, create_private, is_ours_alone, open_private
+from gpusched_ipy.writelock import WriteLock
 
 # A fork waits so long for a write of another thread; one that hangs must not hang the fork.
 _FORK_WAIT_S = 5.0
@@ -35,6 +35,10 @@ _FORK_WAIT_S = 5.0
 class Database:
     """One SQLite file. One object per process; its methods may be called from any thread.
 
+    Args:
+        patience_s: so long the main thread waits for others to write before it gives up; None: for
+            as long as they take.
+
     Raises:
         StateDirError: something that is not ours stands where the file should be.
         StoreError: the file cannot be opened, is damaged, or older members must leave it first.
@@ -42,11 +46,13 @@ class Database:
     A record that a newer version has written can be read; ``read_only`` says why no more.
     """
 
-    def __init__(self, state: StateDir, clock: Clock | None = None) -> None:
+    def __init__(
+        self, state: StateDir, clock: Clock | None = None, *, patience_s: float | None = None
+    ) -> None:
         self.state = state
         self._clock = clock or SystemClock()
         self._mutex = threading.RLock()
-        self._queue_lock = FileLock(state.queue_lock)
+        self._queue_lock = WriteLock(state.queue_lock, patience_s)
         self._depth = 0
         self._rang = False
         self._pid = os.getpid()
@@ -71,7 +77,8 @@ class Database:
                 any member on, or from ``sync``. The death of a process takes neither away.
 
         Raises:
-            StoreError: the record cannot be written (full disk, damage); nothing has changed.
+            StoreError: the record cannot be written (full disk, damage, somebody who is stopped in
+                a write of his own for longer than our patience); nothing has changed.
         """
         with self._mutex:
             if self._depth:
@@ -96,6 +103,10 @@ class Database:
                 # What is written stands, whether or not somebody can hear of it at once.
                 with suppress(OSError):
                     os.utime(self.state.bell)
+
+    def wait_for_ever(self) -> None:
+        """From now on no write of this process gives up: a job depends on it."""
+        self._queue_lock.patience_s = None
 
     def before_fork(self) -> Any:
         """Wait until no other thread is inside SQLite: a child could never take its locks back."""
@@ -160,7 +171,7 @@ class Database:
             # The connection belongs to the parent: closing it here would drop the parent's locks.
             self._pid = os.getpid()
             _ABANDONED.append(self._db)
-            self._queue_lock = FileLock(self.state.queue_lock)
+            self._queue_lock = WriteLock(self.state.queue_lock, self._queue_lock.patience_s)
             with self._queue_lock:
                 self._db, self._durable = self._open(), True
 

@@ -63,6 +63,7 @@ def run_here(
         )
         if caution := secrecy.warning(job.spec.argv or ()):
             tell(caution)
+        queue.store.wait_for_ever()
         stack.callback(queue.cancel, job.id)  # whatever goes wrong here, nothing is left waiting
         signals = _Signals()
         stack.enter_context(signals)

@@ -28,7 +28,7 @@ def end(log: Path, *, grace_s: float = GRACE_S) -> bool:
     """
     for step in _STEPS:
         for pid in holders(log):
-            signal_if(pid, step, lambda pid=pid: _holds(pid, log))  # type: ignore[misc]
+            signal_if(pid, step, lambda pid=pid: holds(pid, log))  # type: ignore[misc]
         deadline = time.monotonic() + grace_s
         while time.monotonic() < deadline:
             if not log_is_held(log):
@@ -42,13 +42,18 @@ def holders(log: Path) -> list[int]:
     if not sys.platform.startswith("linux"):
         return []
     found = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return [pid for pid in found if pid != os.getpid() and _holds(pid, log)]
+    return [pid for pid in found if pid != os.getpid() and holds(pid, log)]
 
 
-def _holds(pid: int, log: Path) -> bool:
+def holds(pid: int, path: Path, kind: str = "FLOCK") -> bool:
+    """Whether that process holds an exclusive lock of that file; False where that is not told.
+
+    Args:
+        kind: of the lock, as proc(5) names it.
+    """
     with suppress(OSError):
-        wanted = os.stat(log)
-        return any(_is_locked(pid, fd) for fd in _descriptors(pid, wanted))
+        wanted = os.stat(path)
+        return any(_is_locked(pid, fd, kind) for fd in _descriptors(pid, wanted))
     return False
 
 
@@ -61,10 +66,10 @@ def _descriptors(pid: int, wanted: os.stat_result) -> Iterator[str]:
                 yield fd
 
 
-def _is_locked(pid: int, fd: str) -> bool:
-    """Whether the flock is that descriptor's: a reader of the log has it open without one."""
+def _is_locked(pid: int, fd: str, kind: str) -> bool:
+    """Whether the lock is that descriptor's: a reader of the log has it open without one."""
     text = Path(f"/proc/{pid}/fdinfo/{fd}").read_text(encoding="ascii", errors="replace")
     return any(
-        line.startswith("lock:") and "FLOCK" in line and "WRITE" in line
+        line.startswith("lock:") and kind in line and "WRITE" in line
         for line in text.splitlines()
     )

@@ -42,20 +42,20 @@ class FileLock:
         return self._fd is not None
 
     def acquire(self) -> None:
-        """Wait for the lock; the kernel serves waiters in order."""
-        fd = self._open()
+        """Wait for the lock, in no certain order."""
+        fd = open_inherited(self.path)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
         except BaseException:
-            _close(fd)
+            close_inherited(fd)
             raise
         self._fd = fd
 
     def try_acquire(self) -> bool:
         """Take the lock if it is free."""
-        fd = self._open()
-        if not _try_flock(fd, fcntl.LOCK_EX):
-            _close(fd)
+        fd = open_inherited(self.path)
+        if not try_flock(fd, fcntl.LOCK_EX):
+            close_inherited(fd)
             return False
         self._fd = fd
         return True
@@ -63,7 +63,7 @@ class FileLock:
     def release(self) -> None:
         """Give the lock back; releasing twice changes nothing."""
         if self._fd is not None:
-            _close(self._fd)
+            close_inherited(self._fd)
             self._fd = None
 
     def held_by_anybody(self) -> bool:
@@ -86,11 +86,6 @@ class FileLock:
         trace: TracebackType | None,
     ) -> None:
         self.release()
-
-    def _open(self) -> int:
-        fd = open_private(self.path)
-        _INHERITED.add(fd)
-        return fd
 
 
 class Membership:
@@ -179,7 +174,7 @@ class GpuLocks:
             StateDirError: the lock file cannot be opened.
         """
         fd = self._open(gpu)
-        if not _try_flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+        if not try_flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             os.close(fd)
             return None
         _INHERITED.add(fd)
@@ -222,7 +217,7 @@ class GpuLocks:
     def close(self, fds: list[int] | tuple[int, ...]) -> None:
         """Close our copies; the lock stays while the job's processes have theirs."""
         for fd in fds:
-            _close(fd)
+            close_inherited(fd)
 
     def _open(self, gpu: str) -> int:
         path = self.folder / lock_name(gpu)
@@ -264,12 +259,13 @@ def log_is_held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not _try_flock(fd, fcntl.LOCK_EX)
+        return not try_flock(fd, fcntl.LOCK_EX)
     finally:
         os.close(fd)
 
 
-def _try_flock(fd: int, kind: int) -> bool:
+def try_flock(fd: int, kind: int) -> bool:
+    """Take a flock if it is free; whether it was."""
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -277,7 +273,15 @@ def _try_flock(fd: int, kind: int) -> bool:
     return True
 
 
-def _close(fd: int) -> None:
+def open_inherited(path: Path) -> int:
+    """A descriptor for a lock of this process alone: its forked children close theirs."""
+    fd = open_private(path)
+    _INHERITED.add(fd)
+    return fd
+
+
+def close_inherited(fd: int) -> None:
+    """Close what :func:`open_inherited` has opened, and give back what it holds."""
     _INHERITED.discard(fd)
     os.close(fd)
 

@@ -46,9 +46,11 @@ class Event:
 class Lookup(Database):
     """Everything that can be asked about jobs."""
 
-    def __init__(self, state: StateDir, clock: Clock | None = None) -> None:
+    def __init__(
+        self, state: StateDir, clock: Clock | None = None, *, patience_s: float | None = None
+    ) -> None:
         self._damaged: set[int] = set()
-        super().__init__(state, clock)
+        super().__init__(state, clock, patience_s=patience_s)
 
     def job(self, job_id: int) -> Job:
         """The job of that id.

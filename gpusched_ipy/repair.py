@@ -16,10 +16,11 @@ from pathlib import Path
 
 from gpusched_ipy.dbfile import check, forget_made, schema_version
 from gpusched_ipy.errors import StateDirError, StoreError, UserError
-from gpusched_ipy.locks import FileLock, alive_pid
+from gpusched_ipy.locks import alive_pid
 from gpusched_ipy.rows import to_job
 from gpusched_ipy.statedir import StateDir
 from gpusched_ipy.store import Store
+from gpusched_ipy.writelock import GIVE_UP_S, WriteLock
 
 _COMPANIONS = ("", "-wal", "-shm", "-journal")
 # So many ids behind a page that cannot be read are tried where nothing tells the last one.
@@ -44,7 +45,7 @@ def repair(state: StateDir) -> Repair:
         UserError: members still use it.
         StateDirError: what stands there is not ours.
     """
-    with FileLock(state.queue_lock):
+    with WriteLock(state.queue_lock, GIVE_UP_S):
         wrong = faults(state)
         if not wrong:
             return Repair(wrong=())
