@@ -70,6 +70,5 @@ def _is_locked(pid: int, fd: str, kind: str) -> bool:
     """Whether the lock is that descriptor's: a reader of the log has it open without one."""
     text = Path(f"/proc/{pid}/fdinfo/{fd}").read_text(encoding="ascii", errors="replace")
     return any(
-        line.startswith("lock:") and kind in line and "WRITE" in line
-        for line in text.splitlines()
+        line.startswith("lock:") and kind in line and "WRITE" in line for line in text.splitlines()
     )
