@@ -22,7 +22,7 @@ from gpusched_ipy import cuda, environment, framework, here
 from gpusched_ipy.backends import Detail
 from gpusched_ipy.calls import one_line
 from gpusched_ipy.errors import JobFailedError, JobNotFoundError, UserError
-from gpusched_ipy.interrupts import shielded
+from gpusched_ipy.interrupts import shielded, uninterrupted
 from gpusched_ipy.job import Job, JobKind, JobState
 from gpusched_ipy.news import News
 from gpusched_ipy.options import RequestOptions, python_fields
@@ -120,7 +120,7 @@ def _queued(home: here.Home, turn: Turn, fields: dict[str, Any]) -> Job:
         turn.job_id = job.id
         return job
 
-    job = shielded(submit)
+    job = uninterrupted(submit)
     home.runner.scheduler.wake()
     return job
 

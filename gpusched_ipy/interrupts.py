@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
@@ -35,3 +35,24 @@ def shielded(call: Callable[[], _T]) -> _T:
         return call()
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
+
+
+def uninterrupted(call: Callable[[], _T]) -> _T:
+    """``call`` without any interrupt in between; one that comes meanwhile comes when it is over.
+
+    For what is recorded before a wait: whoever interrupts it wants to wait no longer.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    came: list[int] = []
+
+    def later(number: int, _frame: Any) -> None:
+        came.append(number)
+
+    before = signal.signal(signal.SIGINT, later)
+    try:
+        return call()
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
+        if came:
+            signal.raise_signal(signal.SIGINT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from gpusched_ipy.errors import StoreError
 from gpusched_ipy.locks import alive_pid
 from gpusched_ipy.statedir import StateDir
 from gpusched_ipy.store import Store
+
+# A shell without job control starts what it puts in the background deaf to interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Settings of the tests themselves: everything else named GPUSCHED_ is taken away.
 _KEPT = ("GPUSCHED_CAPTURES", "GPUSCHED_TRACES", "GPUSCHED_REQUIRE")

@@ -272,6 +272,23 @@ def test_ctrl_c_while_waiting_gives_up_the_place(queue: Queue, gpu: FakeScript) 
     assert queue.show(job).state is JobState.CANCELLED
 
 
+def test_ctrl_c_while_it_is_queued_gives_up_the_place(
+    queue: Queue, gpu: FakeScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu.busy()
+    real = Queue.submit
+
+    def submit(self: Queue, *given: Any, **fields: Any) -> Any:
+        job = real(self, *given, **fields)
+        signal.raise_signal(signal.SIGINT)
+        return job
+
+    monkeypatch.setattr(Queue, "submit", submit)
+    with pytest.raises(KeyboardInterrupt), gpuqueue():
+        pass
+    assert [job.state for job in queue.list(all=True)] == ["cancelled"]
+
+
 def test_ctrl_c_inside_ends_the_job(queue: Queue) -> None:
     holder = script(HOLD)
     assert holder.stdout is not None

@@ -13,7 +13,7 @@ from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gpusched_ipy.interrupts import interrupt_main, shielded
+from gpusched_ipy.interrupts import interrupt_main, shielded, uninterrupted
 from gpusched_ipy.job import Job, JobState
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Turn:
 
     def begin(self) -> bool:
         """Begin to hold the GPUs; False: the claim no longer stands, or was cancelled."""
-        return shielded(self._begin)
+        return uninterrupted(self._begin)
 
     def end(self, state: JobState, error: str | None = None, exit_code: int | None = None) -> None:
         """Give the GPUs or the place back; ending twice changes nothing.
