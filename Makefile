@@ -6,11 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-old-kernel lint notebooks nbval setup clean
+.PHONY: help demo test test-old-kernel ray lint notebooks nbval setup clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 	@echo "make test-old-kernel   the notebook's tests on ipykernel 6.29 and IPython 8"
+	@echo "make ray   installs Ray, which the tests of its engine need (400 MB)"
 	@echo "make lint   ruff, mypy and the import contracts"
 	@echo "make notebooks   runs the notebooks and saves their outputs (installs PyTorch)"
 	@echo "make nbval   runs the notebooks and compares (installs PyTorch)"
@@ -46,6 +47,9 @@ test-old-kernel: $(VENV)/.dev $(VENV)/.old-kernel
 	  $(PYTEST_ARGS) tests/test_cells.py tests/test_magics.py tests/test_extension.py \
 	  tests/test_isolated.py
 
+# Apart from everything else: it brings some fifty packages in versions of its own choice.
+ray: $(VENV)/.ray
+
 setup: $(VENV)/.dev
 
 $(VENV)/bin/python:
@@ -71,6 +75,11 @@ $(VENV)/.old-kernel: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m venv $(VENV)/old-kernel
 	$(VENV)/old-kernel/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -e . 'ipykernel==6.29.*' 'ipython>=8.20,<9'
+	@touch $@
+
+$(VENV)/.ray: | $(VENV)/bin/python
+	$(BIN)/python -m venv $(VENV)/ray
+	$(VENV)/ray/bin/python -m pip install --quiet --disable-pip-version-check 'ray[default]==2.60.*'
 	@touch $@
 
 clean:

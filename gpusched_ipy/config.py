@@ -158,6 +158,10 @@ def _share_or_bytes(text: object) -> float | int:
     return _ratio(text) if str(text).strip().endswith("%") else parse_bytes(text)
 
 
+def _optional_text(text: object) -> str | None:
+    return str(text) if text not in (None, "") else None
+
+
 def _optional_path(text: object) -> Path | None:
     return Path(str(text)).expanduser() if text not in (None, "") else None
 
@@ -218,6 +222,12 @@ class Settings:
     )
     warn_unqueued: bool = _setting(False, _flag, "warn when an ordinary cell uses the GPU")
     engine: str = _setting("local", _choice("local"), "where jobs run")
+    ray_address: str | None = _setting(
+        None, _optional_text, "the dashboard of the Ray head, like http://head:8265"
+    )
+    ray_token_file: Path | None = _setting(
+        None, _optional_path, "a file with Ray's token; else where Ray itself looks for it"
+    )
     log_cap: int = _setting("100MB", parse_bytes, "size of a job's log: its head and tail are kept")
     keep_days: int = _setting(30, _count(0, 36500), "days that ended jobs and their logs are kept")
     keep_size: int = _setting("5GB", parse_bytes, "size up to which logs and transcripts are kept")

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import IO, Any
 
 HEARTBEAT_S = 5.0
@@ -30,9 +31,11 @@ def main(folder: str) -> int:
     if not claim(folder):
         print("gpusched: this job has been claimed already; nothing is run twice", flush=True)
         return 0
+    guard = Guard()  # before there are threads: it forks
     threading.Thread(target=beat, args=(folder,), daemon=True).start()
     began = time.monotonic()
-    result = run(folder, wish)
+    result = run(folder, wish, guard)
+    guard.tell(0)
     result["run_s"] = round(time.monotonic() - began, 3)
     write_result(folder, result)
     number: int | None = result["signal"]
@@ -65,6 +68,41 @@ class Wish:
         return None
 
 
+class Guard:
+    """A small process beside us that ends the command's group should we be killed.
+
+    Ray kills our own group when its worker on the node dies; the command has another one.
+    """
+
+    def __init__(self) -> None:
+        mine, self._pipe = os.pipe()
+        if os.fork() == 0:
+            os.close(self._pipe)
+            self._watch(mine)
+        os.close(mine)
+
+    def tell(self, leader: int) -> None:
+        """This group is to end with us; 0: none is any more."""
+        with suppress(BrokenPipeError):  # somebody has killed it, and not us
+            os.write(self._pipe, b"%d\n" % leader)
+
+    @staticmethod
+    def _watch(pipe: int) -> None:
+        os.setsid()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(nothing, fd)
+        told = b""
+        while chunk := os.read(pipe, 64):
+            told += chunk
+        leader = int((told.split() or [b"0"])[-1])
+        if leader:
+            end_group(leader, (signal.SIGTERM, signal.SIGKILL), grace_s=GRACE_S)
+        os._exit(0)
+
+
 def claim(folder: str) -> bool:
     """Make the folder ours; False: somebody has."""
     try:
@@ -92,7 +130,7 @@ def beat(folder: str) -> None:
         time.sleep(HEARTBEAT_S)
 
 
-def run(folder: str, wish: Wish) -> dict[str, Any]:
+def run(folder: str, wish: Wish, guard: Guard) -> dict[str, Any]:
     """Run the command to its end."""
     try:
         with open(os.path.join(folder, "task.json"), encoding="utf-8") as stream:
@@ -102,6 +140,7 @@ def run(folder: str, wish: Wish) -> dict[str, Any]:
         return not_run(127, exc)
     except OSError as exc:
         return not_run(126, exc)
+    guard.tell(child.pid)
     assert child.stdout is not None
     pump = threading.Thread(
         target=keep_log, args=(child.stdout, os.path.join(folder, "log"), task["log_cap"])

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from gpusched_ipy.engines import Engine
 
 # Those of this package: the module that has a function ``make(settings)``.
-_OWN: dict[str, str] = {}
+_OWN: dict[str, str] = {
+    "ray": "gpusched_ipy.engines.ray",
+}
 
 
 def engine_names() -> tuple[str, ...]:

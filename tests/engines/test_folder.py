@@ -14,6 +14,7 @@ import pytest
 from helpers import wait_until
 
 from gpusched_ipy.engines.folder import JobFolder, Result, Task
+from gpusched_ipy.process import start_ticks
 
 
 def made(tmp_path: Path, *argv: str, **more: object) -> JobFolder:
@@ -114,6 +115,16 @@ def test_an_engine_that_ends_the_node_program_is_told_apart(
     process.send_signal(signal.SIGTERM)
     result = wait_until(folder.result)
     assert (result.ended, result.signal) == ("engine", signal.SIGTERM)
+
+
+def test_a_node_program_that_is_killed_takes_its_command_with_it(tmp_path: Path) -> None:
+    folder = made(tmp_path, "echo $$; trap '' INT TERM; while :; do sleep 0.2; done", shell=True)
+    with node(folder) as process:
+        command = int(wait_until(lambda: folder.logs(0)))
+        process.kill()
+        process.communicate(timeout=30)
+    wait_until(lambda: start_ticks(command) is None, 60, "the end of the command")
+    assert folder.result() is None, "nobody has seen how it ended"
 
 
 def test_a_large_log_keeps_its_head_and_its_tail(tmp_path: Path) -> None:
