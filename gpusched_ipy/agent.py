@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpusched_ipy.config import Settings, SystemClock
+from gpusched_ipy.desks import Desks
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import JobKind
 from gpusched_ipy.locks import FileLock, Membership, alive_pid, is_member
@@ -62,10 +63,13 @@ class Agent:
         runner.scheduler = scheduler
         scheduler.start()
         runner.park()
+        desks = Desks(store, scheduler, self._settings, membership.key)
+        desks.start()
         telling = notifier(store, self._settings.notify)
         try:
-            self._until_idle(store, scheduler)
+            self._until_idle(store, scheduler, desks)
         finally:
+            desks.stop()
             if telling is not None:
                 telling.stop()
             scheduler.stop()
@@ -81,12 +85,12 @@ class Agent:
         """Leave soon; callable from a signal handler."""
         self._stop.set()
 
-    def _until_idle(self, store: Store, scheduler: Scheduler) -> None:
+    def _until_idle(self, store: Store, scheduler: Scheduler, desks: Desks) -> None:
         idle_since: float | None = None
         while not self._stop.wait(LINGER_S / 10):
             if not self.state.database.exists():
                 return  # the whole folder has been removed
-            if not scheduler.idle:
+            if not scheduler.idle or desks.busy:
                 if idle_since is not None:
                     scheduler.wake()  # whoever has submitted may have died before he rang
                 idle_since = None

@@ -19,7 +19,7 @@ from typing import Any
 from gpusched_ipy import environment
 from gpusched_ipy.attribution import attribute
 from gpusched_ipy.bell import Bell
-from gpusched_ipy.config import Clock, Settings, SystemClock
+from gpusched_ipy.config import LOCAL, Clock, Settings, SystemClock
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import (
     ACTIVE,
@@ -174,6 +174,7 @@ class Queue:
             self.settings.retry_delay_s,
             self.resolve,
             lambda: self._watching().read_now(_READING_S),
+            self.settings.engine,
         )
 
     def _watching(self) -> Monitor:
@@ -282,8 +283,11 @@ class Queue:
         for job in jobs:
             if job.ended:
                 environment.drop(self.state, job.spec.uid)
-            elif job.kind not in BOUND_KINDS and not is_alive(self.state, job.member or "none"):
-                ensure_agent(self.state)  # its shim is dead: the agent ends what it has left
+            alive = not job.ended and is_alive(self.state, job.member or "none")
+            left = job.spec.engine != LOCAL if job.ended else job.kind not in BOUND_KINDS
+            if left and not alive:
+                # Its shim is dead, or an engine may have it: the agent ends what is left of it.
+                ensure_agent(self.state)
         return jobs
 
     def hold(self, *references: str | int) -> _Jobs:
@@ -387,7 +391,8 @@ class Queue:
         if orphans(self.store, active):
             reap(self.store, active)
         waiting = [job_id for job_id, state in states.items() if state is JobState.PENDING]
-        if any(self.store.job(job_id).kind not in BOUND_KINDS for job_id in waiting):
+        away = [job for job in active if job.spec.engine != LOCAL]  # nobody but an agent asks
+        if away or any(self.store.job(job_id).kind not in BOUND_KINDS for job_id in waiting):
             ensure_agent(self.state)
 
     # -- inside

@@ -130,9 +130,27 @@ def _choice(*allowed: str) -> Callable[[object], str]:
     return parse
 
 
-# Where jobs run: on this machine, or with an engine that another package brings.
+# Where jobs run: on this machine, or with an engine of this package or of another one.
 LOCAL = "local"
+ENGINES = (LOCAL, "slurm", "ray")
 ENGINE_GROUP = "gpusched.engines"
+
+
+def parse_engine(text: object) -> str:
+    """The name of an engine.
+
+    Raises:
+        UserError: there is no such engine here.
+    """
+    name = str(text)
+    if name in ENGINES:
+        return name
+    from importlib.metadata import entry_points
+
+    known = sorted({*ENGINES, *(point.name for point in entry_points(group=ENGINE_GROUP))})
+    if name not in known:
+        raise UserError(f"{name} is no engine; there are {', '.join(known)}")
+    return name
 
 
 def _words(text: object) -> tuple[str, ...]:
@@ -221,7 +239,13 @@ class Settings:
         "when an idle kernel, or one after a cell, gives cached GPU memory back",
     )
     warn_unqueued: bool = _setting(False, _flag, "warn when an ordinary cell uses the GPU")
-    engine: str = _setting("local", _choice("local"), "where jobs run")
+    engine: str = _setting("local", parse_engine, "where jobs run: local, slurm, ray, …")
+    engine_dir: Path | None = _setting(
+        None, _optional_path, "the folder of jobs at engines, which every node sees as well"
+    )
+    slurm_options: tuple[str, ...] = _setting(
+        "", _argv, "options of sbatch for every job there: --partition=gpu --account=lab"
+    )
     ray_address: str | None = _setting(
         None, _optional_text, "the dashboard of the Ray head, like http://head:8265"
     )

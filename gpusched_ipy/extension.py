@@ -201,7 +201,7 @@ class Extension:
         from gpusched_ipy.lines import parse_cell, parse_isolation
 
         fields, wait = parse_cell(line)
-        return Asked(fields, body, parse_isolation(line)), wait
+        return Asked(fields, body, parse_isolation(line, self._settings().engine)), wait
 
     def _waits(self, asked: bool) -> bool:
         return asked or not self.front.can_defer or self._settings().wait

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpusched_ipy.arguments import NOTEBOOK_VERBS, VERBS, as_json, command, nothing
-from gpusched_ipy.config import parse_seconds
+from gpusched_ipy.config import LOCAL, parse_seconds
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.options import (
     CELL_OPTIONS,
@@ -104,14 +104,17 @@ def parse_cell(line: str) -> tuple[dict[str, Any], bool]:
     return job_fields(parsed), parsed.wait
 
 
-def parse_isolation(line: str) -> Isolation | None:
+def parse_isolation(line: str, engine: str = LOCAL) -> Isolation | None:
     """What an isolated cell takes along and brings back; None: the cell runs in its kernel.
+
+    Args:
+        engine: where cells run that do not say; with an engine a cell is an isolated one.
 
     Raises:
         UserError, HelpShown: as in :func:`parse_cell`.
     """
     given = vars(cell_parser().parse_args(split_line(line)))
-    if given["isolate"]:
+    if given["isolate"] or (given["engine"] or engine) != LOCAL:
         return Isolation(given["in"] or (), given["out"] or ())
     for name in ("in", "out"):
         if given[name]:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from gpusched_ipy.config import Clock
+from gpusched_ipy.config import LOCAL, Clock
 from gpusched_ipy.job import ACTIVE, BOUND_KINDS, Allocation, Job, JobState
 from gpusched_ipy.policy.order import Line
 from gpusched_ipy.process import ProcessId
@@ -48,11 +48,12 @@ class OpenJobs:
         self._leaders: dict[str, ProcessId] = {}
         self._since: dict[tuple[int, int], float] = {}
         self.jobs: dict[int, Job] = {}
-        self.line = Line()  # the pending ones, sorted
+        self.line = Line()  # the pending ones that run here, sorted
         # Parts of ``jobs``, kept so that a round need not go through all that wait.
         self._active: dict[int, Job] = {}
         self._bound: dict[int, Job] = {}  # pending, and only one member can run them
-        self._unheld: set[int] = set()  # pending and not held
+        self._away: dict[int, Job] = {}  # with an engine, or waiting for one
+        self._unheld: set[int] = set()  # pending, not held, and for GPUs of this machine
         self._needed: Counter[int] = Counter()  # what pending ones come after
 
     def refresh(self) -> None:
@@ -67,7 +68,7 @@ class OpenJobs:
         """Take over how a job stands now."""
         before = self.jobs.pop(job.id, None)
         self._sort_in(before, job)
-        if job.state is JobState.PENDING:
+        if job.state is JobState.PENDING and job.spec.engine == LOCAL:
             self.line.put(job)
         else:
             self.line.drop(job.id)
@@ -91,7 +92,7 @@ class OpenJobs:
             self.line.drop(job_id)
 
     def _sort_out(self, before: Job) -> None:
-        for part in (self._active, self._bound):
+        for part in (self._active, self._bound, self._away):
             part.pop(before.id, None)
         self._unheld.discard(before.id)
         if before.state is JobState.PENDING:
@@ -100,11 +101,13 @@ class OpenJobs:
     def _sort_in(self, before: Job | None, job: Job) -> None:
         if before is not None:
             self._sort_out(before)
+        if job.spec.engine != LOCAL and not job.ended:
+            self._away[job.id] = job
         if job.state in ACTIVE:
             self._active[job.id] = job
         elif job.state is JobState.PENDING:
             self._needed.update(_after(job))
-            if not job.held:
+            if not job.held and job.spec.engine == LOCAL:
                 self._unheld.add(job.id)
             if job.kind in BOUND_KINDS:
                 self._bound[job.id] = job
@@ -123,6 +126,11 @@ class OpenJobs:
     def pending(self) -> list[Job]:
         """The jobs that wait."""
         return [job for job in self.jobs.values() if job.state is JobState.PENDING]
+
+    @property
+    def away(self) -> list[Job]:
+        """The jobs that an engine has, or is to have."""
+        return list(self._away.values())
 
     @property
     def depend_on_members(self) -> list[Job]:
@@ -178,6 +186,8 @@ class OpenJobs:
 
     def _leader(self, job: Job) -> ProcessId | None:
         if job.attempt is None or job.state is not JobState.RUNNING or job.kind in BOUND_KINDS:
+            return None
+        if job.spec.engine != LOCAL:
             return None
         if job.attempt not in self._leaders:
             process = self._store.process_of(job)

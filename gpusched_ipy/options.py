@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NoReturn, Protocol, TypedDict
 
-from gpusched_ipy.config import parse_bytes, parse_seconds
+from gpusched_ipy.config import parse_bytes, parse_engine, parse_seconds
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.optionvalues import (
     parse_begin,
@@ -72,6 +72,7 @@ class SubmitOptions(JobOptions, total=False):
 
     key: str | None  # the same key again is the same job, unless that has ended badly
     max_running: int | None  # of a sweep, at once
+    engine: str  # where it runs: "local", "slurm" …
 
 
 def _dest(flag: str) -> str:
@@ -180,6 +181,7 @@ JOB_OPTIONS: tuple[Option, ...] = (
     ),
     Option(("--max-running",), parse_max_running, "so many of a sweep at once, not more", "N"),
     Option(("--key",), parse_key, "the same key again is the same job, unless that failed", "K"),
+    Option(("--engine",), parse_engine, "where it runs: local (here), slurm, ray, …", "NAME"),
     Option(("--dry-run",), None, "only say what would happen, and when; nothing is queued"),
 )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gpusched_ipy import backlog, policy
 from gpusched_ipy.attribution import attribute
 from gpusched_ipy.backends import Detail
-from gpusched_ipy.config import Clock, Settings
+from gpusched_ipy.config import LOCAL, Clock, Settings
 from gpusched_ipy.excess import Excess
 from gpusched_ipy.job import BOUND_KINDS, Allocation, Job, JobKind, Member, WaitCode, WaitReason
 from gpusched_ipy.learned import Learned
@@ -78,6 +78,8 @@ class Outlook:
 
     def responsible(self, job: Job) -> bool:
         """Whether starting and watching the job is this member's business."""
+        if job.spec.engine != LOCAL:
+            return False
         return job.kind in self._kinds and (
             job.kind not in BOUND_KINDS or job.spec.home == self._key
         )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache, partial
 
+from gpusched_ipy.config import LOCAL
 from gpusched_ipy.errors import DamagedJobError
 from gpusched_ipy.job import ACTIVE, BOUND_KINDS, Job, JobKind, JobState
 from gpusched_ipy.locks import forget_member, is_alive, log_is_held
@@ -45,6 +46,8 @@ def forget_dead_members(store: Store, jobs: Iterable[Job]) -> None:
 
 
 def _responsible_is_dead(alive: Callable[[str], bool], job: Job) -> bool:
+    if job.spec.engine != LOCAL:
+        return False  # it runs elsewhere, whoever has handed it over
     if job.state in ACTIVE:
         return job.member is None or not alive(job.member)
     if job.state is JobState.PENDING and job.kind in BOUND_KINDS:

@@ -20,7 +20,7 @@ from typing import Protocol
 from gpusched_ipy import environment, policy
 from gpusched_ipy.arrears import Arrears
 from gpusched_ipy.bell import Bell
-from gpusched_ipy.config import Clock, Settings, SystemClock
+from gpusched_ipy.config import LOCAL, Clock, Settings, SystemClock
 from gpusched_ipy.errors import GpuSchedError, StateDirError
 from gpusched_ipy.holders import Holders
 from gpusched_ipy.job import (
@@ -383,6 +383,13 @@ class Scheduler:
             self._open.refresh()
             return not any(job.kind in self._runners for job in self._open.jobs.values())
 
+    def away(self) -> tuple[list[Job], Mapping[int, JobState]]:
+        """The open jobs of engines, and the states of all jobs that pending ones come after."""
+        with self._mutex:
+            self._open.refresh()
+            jobs = self._open.away
+            return jobs, self._open.states_of_dependencies() if jobs else {}
+
     def if_idle(self, leave: Callable[[], None]) -> bool:
         """Call ``leave`` under the queue lock if nothing is open here; whether it was called."""
         # In the order in which a round takes them: the other way about two threads wait for ever.
@@ -417,6 +424,8 @@ class Scheduler:
 
     def _ends(self, job: Job) -> bool:
         """Whether ending the job is this member's business: it is its own, or its shim is dead."""
+        if job.spec.engine != LOCAL:
+            return False
         if job.member == self.key:
             return True
         left = job.state is JobState.RUNNING and job.kind not in BOUND_KINDS

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpusched_ipy import environment, secrecy, sweep
+from gpusched_ipy.config import LOCAL
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import BOUND_KINDS, ArrayPlace, Job, JobKind, JobSpec, Request
 from gpusched_ipy.options import python_fields
@@ -108,6 +109,7 @@ class Composer:
         retry_delay_s: the setting.
         resolve: the ids that references stand for.
         read: a reading of the GPUs, taken when it matters whether a job could ever fit.
+        engine: the setting.
     """
 
     def __init__(
@@ -117,12 +119,14 @@ class Composer:
         retry_delay_s: float,
         resolve: Callable[[Iterable[str]], tuple[int, ...]],
         read: Callable[[], Snapshot],
+        engine: str = LOCAL,
     ) -> None:
         self._owner = owner
         self._own_python = own_python
         self._retry_delay_s = retry_delay_s
         self._resolve = resolve
         self._read = read
+        self._default_engine = engine
 
     def compose(self, work: Work, options: Mapping[str, Any]) -> Draft:
         """The jobs that are asked for.
@@ -141,8 +145,14 @@ class Composer:
         if work.kind is JobKind.COMMAND or argv is not None:
             argv = _checked(work)
         named = environment.named(work.env, os.environ)
-        request = self._request(fields)
-        self._must_fit(request)
+        request, engine = self._request(fields), self._engine(work.kind, fields)
+        if engine == LOCAL:
+            self._must_fit(request)
+        elif request.shared:
+            raise UserError(
+                f"--mem shares a GPU of this machine; {engine} gives whole GPUs: leave it out"
+            )
+        fields["engine"] = engine
         spec = self._spec(work, fields, request, argv)
         locate = cache(self._located)
         if not members:
@@ -179,6 +189,7 @@ class Composer:
             env=self._environment() if work.kind not in BOUND_KINDS else {},
             labels=dict(fields.get("label", ())),
             key=fields.get("key"),
+            engine=fields["engine"],
             owner=self._owner,
             home=work.home,
             cell_id=work.cell_id,
@@ -199,6 +210,18 @@ class Composer:
             requeue=fields.get("requeue", False),
             retry_oom=fields.get("retry_oom", False),
             max_running=fields.get("max_running"),
+        )
+
+    def _engine(self, kind: JobKind, fields: Mapping[str, Any]) -> str:
+        """Where it runs; what lives in this process runs here, whatever the setting says."""
+        asked: str | None = fields.get("engine")
+        if kind not in BOUND_KINDS:
+            return asked or self._default_engine
+        if asked in (None, LOCAL):
+            return LOCAL
+        raise UserError(
+            f"--engine {asked} is for commands, calls and isolated cells; this one runs in its "
+            "own process: submit it as a command instead"
         )
 
     def _must_fit(self, request: Request) -> None:

@@ -291,11 +291,13 @@ def how_it_ended(job: Job) -> str:
 
 
 def _engines(terminal: Terminal) -> int:
-    local = {"name": "local", "ready": True, "about": "this machine's own GPUs"}
+    from gpusched_ipy.engineslist import COLUMNS, listed, row
+
+    found = listed(terminal.settings)
     if terminal.asked.json:
-        _print_json([local])
+        _print_json(found)
     else:
-        show_table(("engine", "ready", "about"), [("local", "yes", "this machine's own GPUs")])
+        show_table(COLUMNS, [row(one) for one in found])
     return DONE
 
 

@@ -457,7 +457,11 @@ def test_agent_run_dispatches_in_the_foreground_until_interrupted(fake: FakeScri
 
 
 def test_engines_are_only_what_there_is(fake: FakeScript) -> None:
-    assert [engine["name"] for engine in gpusched("engines", "--json").json] == ["local"]
+    found = gpusched("engines", "--json").json
+    assert [engine["name"] for engine in found][:2] == ["local", "slurm"]
+    assert found[0]["ready"] is found[0]["default"] is True
+    assert found[0]["gpus"] == 1
+    assert "local (default)" in gpusched("engines").out
     refused = gpusched("--set", "engine=moon", "submit", "--", "true", status=2)
     assert "setting engine" in refused.err, "it does not run here instead"
     assert "moon" in refused.err

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gpusched_ipy.errors import UserError
-from gpusched_ipy.statedir import create_private
+from gpusched_ipy.statedir import StateDir, create_private
 
 _RUNNER = "node.py"
 _CHUNK = 1 << 20
@@ -70,8 +70,17 @@ class JobFolder:
         """The program that the engine is to start, with the folder as its one argument."""
         return self.path / _RUNNER
 
-    def make(self, task: Task, secret: Mapping[str, str]) -> None:
+    @property
+    def state(self) -> StateDir:
+        """What an isolated cell or a call finds in place of the queue's own state directory."""
+        return StateDir(self.path / "state")
+
+    def make(self, task: Task, secret: Mapping[str, str], parcel: Path | None = None) -> None:
         """Make the folder, whole or not at all; where it stands already nothing changes.
+
+        Args:
+            secret: variables that are gone from the disk once the job runs.
+            parcel: what an isolated cell or a call takes along.
 
         Raises:
             UserError: it cannot be made.
@@ -87,6 +96,7 @@ class JobFolder:
                 _write(beside / "secret.json", json.dumps(dict(secret)))
             text = files("gpusched_ipy.engines").joinpath(_RUNNER).read_text(encoding="utf-8")
             _write(beside / _RUNNER, text)
+            _pack(beside / "state", parcel)
             os.rename(beside, self.path)
             _sync_folder(self.path.parent)
         except OSError as exc:
@@ -95,6 +105,10 @@ class JobFolder:
                 f"the folder {self.path} of the job cannot be made ({exc.strerror}); "
                 "set engine_dir to a folder that every node sees"
             ) from exc
+
+    def remove(self) -> None:
+        """Delete all of it; what is gone already is gone."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     # -- marks of the one who hands it over
 
@@ -108,6 +122,10 @@ class JobFolder:
         if not self.intended:
             _write(self.path / "intent", "")
             _sync_folder(self.path)
+
+    def not_taken(self) -> None:
+        """The engine has surely not taken it."""
+        (self.path / "intent").unlink(missing_ok=True)
 
     @property
     def submitted(self) -> str | None:
@@ -132,17 +150,6 @@ class JobFolder:
             return self.revoked
         (self.path / "secret.json").unlink(missing_ok=True)
         return True
-
-    @property
-    def closed(self) -> bool:
-        """Whether what has become of it stands in the record."""
-        return (self.path / "closed").exists()
-
-    def close(self) -> None:
-        """Its end stands in the record; what is left is the log."""
-        with suppress(FileExistsError):
-            _write(self.path / "closed", "")
-        (self.path / "secret.json").unlink(missing_ok=True)
 
     # -- what the node has left
 
@@ -181,6 +188,16 @@ class JobFolder:
                 return stream.read(_CHUNK)
         except FileNotFoundError:
             return b""
+
+
+def _pack(folder: Path, parcel: Path | None) -> None:
+    for name in ("calls", "cells"):
+        (folder / name).mkdir(mode=0o700, parents=True)
+    if parcel is not None:
+        with os.fdopen(create_private(folder / "calls" / parcel.name), "wb") as stream:
+            stream.write(parcel.read_bytes())
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def _task_json(task: Task) -> str:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from gpusched_ipy.engines import Engine
 
 # Those of this package: the module that has a function ``make(settings)``.
-_OWN: dict[str, str] = {
+_OWN = {
+    "slurm": "gpusched_ipy.engines.slurm",
     "ray": "gpusched_ipy.engines.ray",
 }
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TypedDict
 
 from gpusched_ipy import retry
-from gpusched_ipy.config import Instant, Settings
+from gpusched_ipy.config import LOCAL, Instant, Settings
 from gpusched_ipy.job import (
     FINAL,
     Allocation,
@@ -92,8 +92,6 @@ class Facts:
             why = f"held: {job.hold_reason}" if job.hold_reason else "held"
             return WaitReason(code=WaitCode.HELD, text=why)
         spec, request = job.spec, job.spec.request
-        if spec.engine != "local":
-            return WaitReason(code=WaitCode.ENGINE, text=f"waits for {spec.engine} to take it")
         if request.begin_at is not None and request.begin_at > self.now.wall:
             wait = format_duration(request.begin_at - self.now.wall)
             return WaitReason(code=WaitCode.BEGIN_TIME, text=f"begins in {wait}")
@@ -103,6 +101,8 @@ class Facts:
             blocked = self._dependency(request.after, request.after_any)
             if blocked is not None:
                 return blocked
+        if spec.engine != LOCAL:
+            return WaitReason(code=WaitCode.ENGINE, text=f"waits for {spec.engine} to take it")
         if self._kernel_busy(job):
             return kernel_busy()
         return None

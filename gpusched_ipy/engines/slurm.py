@@ -1,0 +1,180 @@
+"""Slurm by its own commands: sbatch, squeue, scancel, scontrol, sinfo. No library, no accounting,
+no REST. It keeps nothing: a job is found again by its name alone.
+
+Written for Slurm 20.11 and later. Every call has a time limit of ours: a command blocks for nine
+seconds where the controller is dead.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+
+from gpusched_ipy.config import Settings
+from gpusched_ipy.engines import (
+    NAME_PREFIX,
+    AmbiguousError,
+    Capabilities,
+    EngineJob,
+    EngineState,
+    Health,
+    Status,
+    UnreachableError,
+    _slurm_text,
+)
+from gpusched_ipy.engines._slurm_text import ROW
+from gpusched_ipy.text import clean
+
+# sbatch gives up by itself after ten seconds, or what the site has set.
+_SUBMIT_S = 60.0
+_CALL_S = 20.0
+_OVER = frozenset({EngineState.ENDED, EngineState.CANCELLED, EngineState.FAILED})
+# What the commands themselves need; the job's own variables travel in its folder.
+_KEPT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "SLURM_CONF", "MUNGE_SOCKET")
+
+
+class SlurmEngine:
+    """One Slurm cluster, as its commands on this machine reach it.
+
+    Args:
+        options: further options of sbatch: partition, account and the like.
+    """
+
+    name = "slurm"
+
+    def __init__(self, options: Sequence[str] = ()) -> None:
+        self._options = tuple(options)
+        self._settle_s: float | None = None
+
+    def capabilities(self) -> Capabilities:
+        """It ends jobs after their time, and refuses what no node could ever run."""
+        settle_s = 20.0 if self._settle_s is None else self._settle_s
+        return Capabilities(time_limit=True, refuses_impossible=True, settle_s=settle_s)
+
+    def ping(self, timeout: float) -> Health:
+        """Whether a controller answers, its version, and how many GPUs its nodes have."""
+        try:
+            answer = _run("scontrol", "ping", limit_s=timeout)
+        except UnreachableError as exc:
+            return Health(up=False, text=str(exc))
+        if " UP" not in answer.stdout:
+            why = _slurm_text.words(answer.stdout + answer.stderr)
+            return Health(up=False, text=f"its controller does not answer: {clean(why, 300)}")
+        try:
+            if self._settle_s is None:
+                config = _asked("scontrol", "show", "config", limit_s=timeout)
+                self._settle_s = 2 * _slurm_text.message_timeout_s(config)
+            nodes = _asked("sinfo", "-h", "-N", "-o", _slurm_text.NODE_ROW, limit_s=timeout)
+            version = _asked("scontrol", "-V", limit_s=timeout).split()
+        except UnreachableError as exc:
+            return Health(up=False, text=str(exc))
+        gpus = _slurm_text.gpus(nodes)
+        text = f"{gpus} GPUs" if gpus else "none of its nodes has a GPU (gres gpu)"
+        return Health(up=True, text=text, version=version[-1] if version else None, gpus=gpus)
+
+    def submit(self, job: EngineJob) -> str:
+        """Hand the job to sbatch.
+
+        Raises:
+            RejectedError, UnreachableError, AmbiguousError: as every engine.
+        """
+        text = _slurm_text.script(job)
+        try:
+            argv = ("sbatch", "--parsable", *self._options)
+            done = _run(*argv, limit_s=_SUBMIT_S, script=text)
+        except _TooLateError as exc:
+            raise AmbiguousError(str(exc)) from exc
+        native = _slurm_text.native_id(done.stdout)
+        if done.returncode == 0 and native:
+            return native
+        raise _slurm_text.refusal(done.stderr)
+
+    def status(self, keys: Sequence[str]) -> Mapping[str, Status]:
+        """One squeue for all; those that have ended are listed for a few minutes."""
+        names = ",".join(NAME_PREFIX + key for key in keys)
+        listed = self._listed("-t", "all", "-n", names)
+        unknown = Status(state=EngineState.UNKNOWN)
+        return {key: listed.get(NAME_PREFIX + key, unknown) for key in keys}
+
+    def rank(self, ranks: Mapping[str, int]) -> None:
+        """Give our own waiting jobs the nice that orders them."""
+        by_name = {NAME_PREFIX + key: rank for key, rank in ranks.items()}
+        listed = self._listed("-t", "pending", "-n", ",".join(by_name))
+        for native, nice in _slurm_text.ranks_of(by_name, listed).items():
+            # One that has begun meanwhile refuses it: then its order is of no matter.
+            _run("scontrol", "update", f"JobId={native}", f"Nice={nice}", limit_s=_CALL_S)
+
+    def cancel(self, keys: Sequence[str]) -> None:
+        """End them, by name: an id may be another job's after a controller has died."""
+        for key in keys:
+            done = _run("scancel", "--quiet", f"--name={NAME_PREFIX}{key}", limit_s=_CALL_S)
+            if done.returncode and "Invalid job id" not in done.stderr:
+                raise UnreachableError(f"scancel: {_slurm_text.words(done.stderr)}")
+
+    def reattach(self) -> Sequence[str]:
+        """Our jobs that wait or run there, whoever has submitted them."""
+        listed = self._listed("-u", str(os.geteuid()))
+        return [
+            name.removeprefix(NAME_PREFIX)
+            for name, status in listed.items()
+            if name.startswith(NAME_PREFIX) and status.state not in _OVER
+        ]
+
+    def _listed(self, *wanted: str) -> dict[str, Status]:
+        return _slurm_text.rows(_asked("squeue", "-h", *wanted, "-o", ROW, limit_s=_CALL_S))
+
+
+class _TooLateError(UnreachableError):
+    """A command did not end in time."""
+
+
+def make(settings: Settings) -> SlurmEngine:
+    """The Slurm of this machine, with the user's options of sbatch."""
+    return SlurmEngine(settings.slurm_options)
+
+
+def _asked(*argv: str, limit_s: float) -> str:
+    """What a command prints.
+
+    Raises:
+        UnreachableError: it fails.
+    """
+    done = _run(*argv, limit_s=limit_s)
+    if done.returncode:
+        raise UnreachableError(f"{argv[0]}: {clean(_slurm_text.words(done.stderr), 300)}")
+    return done.stdout
+
+
+def _run(*argv: str, limit_s: float, script: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one command of Slurm.
+
+    Raises:
+        UnreachableError: it is not installed, or does not end in time.
+    """
+    try:
+        return subprocess.run(
+            argv,
+            input=script or "",
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=limit_s,
+            env=_environment(),
+            check=False,
+        )
+    except FileNotFoundError:
+        raise UnreachableError(f"there is no {argv[0]} on this machine") from None
+    except OSError as exc:
+        raise UnreachableError(f"{argv[0]} cannot be run: {exc}") from exc
+    except subprocess.TimeoutExpired:
+        raise _TooLateError(f"{argv[0]} has not answered within {limit_s:g} s") from None
+
+
+def _environment() -> dict[str, str]:
+    """No variable of ours goes to the node by sbatch, which exports all that it has."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT or name.startswith(("LC_", "SBATCH_"))
+    }
