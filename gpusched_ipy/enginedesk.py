@@ -42,6 +42,8 @@ _YOUNG_S, _OLD_S = 60.0, 600.0
 _LOOKS_S = (2.0, 10.0, 30.0)
 # A job that is to end is ended by its node; after so long the engine is told as well.
 _TELL_S = 10.0
+# What has ended a job the engine says a moment after its node does.
+_VERDICT_S = 10.0
 _QUOTED = 300
 _BUSY_S, _IDLE_S = 0.3, 1.0  # between two rounds
 
@@ -189,11 +191,20 @@ class EngineDesk:
         result = one.folder.result()
         if result is None:
             return
-        if result.ended == "engine" and not job.cancel_requested:
-            self._ask([one])
+        if result.ended == "engine" and not job.cancel_requested and not self._why_known(one):
+            return
         errand.carry_home(one, job, self._store.state)
         errand.bring_outcome(one, job, self._store.state)
         self._end(one, job, errand.ending(result, job, one.status, self._name, self._store.state))
+
+    def _why_known(self, one: Errand) -> bool:
+        """Whether the engine has said why it has ended a job, or does not say it in time."""
+        if one.result_mono is None:
+            one.result_mono = self._mono
+        if not self._up or self._mono - one.result_mono >= _VERDICT_S:
+            return True
+        self._ask([one])
+        return one.ended_mono is not None
 
     def _begin(self, one: Errand, job: Job) -> Job | None:
         """pending → running, in one write; None where the record has moved on meanwhile."""

@@ -39,6 +39,7 @@ class Errand:
     status: Status = field(default_factory=lambda: Status(state=EngineState.UNKNOWN))
     asked: bool = False  # the engine, since it was handed over or taken up
     ended_mono: float | None = None  # since when the engine has said that it is over
+    result_mono: float | None = None  # since when its node has said that it is over
     tried_mono: float | None = None  # when it was handed over, and nobody knows whether it was
     told_mono: float | None = None  # when the engine was last told to end it
     beat: int | None = None
@@ -115,6 +116,7 @@ def pack(errand: Errand, job: Job, state: StateDir, log_cap: int) -> None:
             env={**spec.env, **own},
             time_s=job.request.time_s,
             log_cap=log_cap,
+            direct=job.kind is JobKind.ISOLATED,
         ),
         environment.take(state, spec.uid, again=True),
         parcel if parcel.exists() else None,

@@ -36,6 +36,9 @@ class Task:
     env: Mapping[str, str]
     time_s: float | None = None
     log_cap: int = 100_000_000
+    # It writes into the log itself, uncapped: a cell caps what it shows, and says how long the log
+    # was before each part of it.
+    direct: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +212,7 @@ def _task_json(task: Task) -> str:
             "env": dict(task.env),
             "time_s": task.time_s,
             "log_cap": task.log_cap,
+            "direct": task.direct,
         }
     )
 

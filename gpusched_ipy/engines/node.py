@@ -141,16 +141,17 @@ def run(folder: str, wish: Wish, guard: Guard) -> dict[str, Any]:
     except OSError as exc:
         return not_run(126, exc)
     guard.tell(child.pid)
-    assert child.stdout is not None
     pump = threading.Thread(
         target=keep_log, args=(child.stdout, os.path.join(folder, "log"), task["log_cap"])
     )
     pump.daemon = True
-    pump.start()
+    if child.stdout is not None:
+        pump.start()
     ended = until_over(child, wish, task["time_s"])
     # What it has left in its group would keep the log open, and the node busy.
     end_group(child.pid, (signal.SIGTERM, signal.SIGKILL), grace_s=0.2)
-    pump.join(GRACE_S)
+    if child.stdout is not None:
+        pump.join(GRACE_S)
     code = child.returncode
     return {
         "ended": ended,
@@ -168,16 +169,17 @@ def not_run(status: int, why: OSError) -> dict[str, Any]:
 def start(folder: str, task: dict[str, Any]) -> subprocess.Popen[bytes]:
     """Start the command with the variables of the task; those of the engine show it its GPUs."""
     env = {**os.environ, **environment(folder, task)}
-    argv = task["argv"]
-    return subprocess.Popen(
-        ["/bin/sh", "-c", argv[0]] if task["shell"] else argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        cwd=task["cwd"],
-        env=env,
-        start_new_session=True,
-    )
+    argv: list[str] = task["argv"]
+    with open(os.path.join(folder, "log"), "ab", opener=private) as log:
+        return subprocess.Popen(
+            ["/bin/sh", "-c", argv[0]] if task["shell"] else argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log if task["direct"] else subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=task["cwd"],
+            env=env,
+            start_new_session=True,
+        )
 
 
 def environment(folder: str, task: dict[str, Any]) -> dict[str, str]:
@@ -238,13 +240,20 @@ def until_over(child: subprocess.Popen[bytes], wish: Wish, time_s: float | None)
         wish.changed.wait(left)
         wish.changed.clear()
         if over.is_set():
-            return "exit"
+            return told_to_end(child.returncode, wish)
         why = wish.why(deadline)
         if why is not None:
             gentle = () if why == "engine" else (signal.SIGINT,)  # an engine does not wait long
             end_child(child, (*gentle, signal.SIGTERM, signal.SIGKILL))
             over.wait()
             return why
+
+
+def told_to_end(code: int, wish: Wish) -> str:
+    """Whether a command that has ended was told to: an engine tells it and us at the same time."""
+    if code in (-signal.SIGTERM, -signal.SIGKILL):
+        wish.changed.wait(LOOK_S)
+    return (wish.why(None) if code else None) or "exit"
 
 
 def end_child(child: subprocess.Popen[bytes], numbers: tuple[signal.Signals, ...]) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from helpers import wait_until
 
+from gpusched_ipy.process import start_ticks
+
 PARTS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scancel", "scontrol", "sinfo")
 GPUS = 2
 _CONF = """\
@@ -153,7 +155,7 @@ class SlurmCluster:
         pid = self._pid(daemon)
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not Path(f"/proc/{pid}").exists(), 30, f"{daemon} gone")
+        wait_until(lambda: start_ticks(pid) is None, 30, f"{daemon} gone")
         (self.root / f"{daemon}.pid").unlink(missing_ok=True)
 
     def _pid(self, daemon: str) -> int:
