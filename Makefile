@@ -39,7 +39,7 @@ notebooks: $(VENV)/.dev $(VENV)/.torch
 
 nbval: $(VENV)/.dev $(VENV)/.torch
 	GPUSCHED_BACKEND=fake $(BIN)/python -m pytest -p nbval --nbval-lax --nbval-sanitize-with notebooks/sanitize.cfg \
-	  --nbval-cell-timeout 120 -p no:cacheprovider -W default --timeout 300 notebooks
+	  --nbval-cell-timeout 300 -p no:cacheprovider -W default --timeout 900 notebooks
 
 # The kernel runs on ipykernel 6.29 and IPython 8; the tests themselves stay in $(VENV).
 test-old-kernel: $(VENV)/.dev $(VENV)/.old-kernel

@@ -338,7 +338,7 @@ class terminal_output:  # noqa: N801 - used as a function
         return lambda: b"".join(self._parts).decode(errors="replace")
 
     def __exit__(self, *_: object) -> None:
-        self._thread.join(10)
+        self._thread.join(60)
         os.close(self._master)
 
     def _read(self) -> None:

@@ -467,7 +467,7 @@ class Member:
         if self.process.stdin is not None:
             self.process.stdin.close()
         self.process.wait(60)
-        self._reader.join(20)
+        self._reader.join(60)
         if self.process.stdout is not None:
             self.process.stdout.close()
 

@@ -53,7 +53,7 @@ def test_the_tour_shows_waiting_with_a_reason_and_the_right_order(tmp_path: Path
 @pytest.mark.notebooks
 @pytest.mark.kernel
 @pytest.mark.torch
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_model_is_trained_in_queued_cells_and_in_a_queued_script(tmp_path: Path) -> None:
     require("torch", find_spec("torch"), "PyTorch is not installed")
     done = execute(TRAIN, tmp_path)

@@ -13,7 +13,7 @@ from helpers import FakeScript, wait_until
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Settings
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 LOAD = """
 import os
