@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from helpers import FakeScript, wait_until
+from hypothesis import HealthCheck
+from hypothesis import settings as examples
 
 from gpusched_ipy.agent import ask_to_leave, running_agent
 from gpusched_ipy.config import Settings
@@ -16,6 +18,10 @@ from gpusched_ipy.errors import StoreError
 from gpusched_ipy.locks import alive_pid
 from gpusched_ipy.statedir import StateDir
 from gpusched_ipy.store import Store
+
+# How long an example takes says nothing on a loaded machine; the benchmarks measure.
+examples.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+examples.load_profile("patient")
 
 # A shell without job control starts what it puts in the background deaf to interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

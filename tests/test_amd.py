@@ -20,6 +20,7 @@ from gpusched_ipy.errors import BackendUnavailableError
 from gpusched_ipy.snapshot import Gpu, Health, MemoryKind
 
 GIB = 1024**3
+QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 MIB = 1024**2
 
 
@@ -303,9 +304,7 @@ FILES = [
 ]
 
 
-@settings(
-    max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=80, suppress_health_check=QUIET, deadline=None)
 @given(
     name=st.sampled_from(FILES),
     content=st.one_of(st.none(), st.binary(max_size=40), st.text(max_size=9)),
@@ -329,9 +328,7 @@ def test_any_content_of_any_file(root: Path, name: str, content: bytes | str | N
     assert gpu.name.isprintable()
 
 
-@settings(
-    max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=50, suppress_health_check=QUIET, deadline=None)
 @given(properties=st.text(max_size=60), memory=st.binary(max_size=20))
 def test_any_content_of_kfd(root: Path, properties: str, memory: bytes) -> None:
     card(root)

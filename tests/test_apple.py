@@ -25,6 +25,7 @@ from gpusched_ipy.errors import BackendUnavailableError
 from gpusched_ipy.snapshot import MemoryKind
 
 GIB = 1024**3
+QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
 class HandClock:
@@ -564,9 +565,7 @@ def test_ioreg_that_hangs_is_left_and_killed_with_what_it_started(
         wait_for(lambda pid=pid: is_gone(pid))
 
 
-@settings(
-    max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=15, suppress_health_check=QUIET, deadline=None)
 @given(noise=st.binary(max_size=300))
 def test_whatever_the_tools_print_the_reading_never_raises(tools: Tools, noise: bytes) -> None:
     tools.show(ioreg_tree())

@@ -22,6 +22,7 @@ from gpusched_ipy.errors import BackendUnavailableError
 from gpusched_ipy.snapshot import Gpu, Health, MemoryKind
 
 GIB = 1024**3
+QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 MIB = 1024**2
 ARC = "0000:03:00.0"
 
@@ -480,9 +481,7 @@ def test_fdinfo_cut_anywhere(cut: int) -> None:
         assert client.vram_bytes is None or client.vram_bytes <= 999 * MIB
 
 
-@settings(
-    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=60, suppress_health_check=QUIET, deadline=None)
 @given(
     lines=st.lists(
         st.tuples(
@@ -513,9 +512,7 @@ def test_any_fdinfo(machine: Machine, lines: list[tuple[str, str]]) -> None:
     assert gpu.mem_used_bytes is None or gpu.mem_used_bytes >= 0
 
 
-@settings(
-    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=40, suppress_health_check=QUIET, deadline=None)
 @given(
     name=st.sampled_from(
         [

@@ -97,6 +97,7 @@ def chromium(profile: Path, width: int = 1200, height: int = 1300) -> Iterator[B
             str(profile),
             executable_path=CHROMIUM,
             headless=True,
+            timeout=PATIENCE_MS,
             args=list(_FLAGS),
             viewport={"width": width, "height": height},
         )
