@@ -7,12 +7,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpusched_ipy.bell import Bell
 from gpusched_ipy.config import Settings, SystemClock
 from gpusched_ipy.errors import GpuSchedError
+from gpusched_ipy.job import JobState, WaitCode, WaitReason
 from gpusched_ipy.statedir import StateDir, machine_id
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ class Desks:
         self._key = key
         self._root = engine_root(settings, store.state)
         self._desks: dict[str, EngineDesk] = {}
+        self._told: dict[int, WaitReason] = {}
+        self._failed: dict[str, str] = {}  # engines that cannot be had here, and why
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
         self._rang: dict[str, threading.Event] = {"": threading.Event()}
@@ -80,27 +84,42 @@ class Desks:
         return [
             path.name
             for path in self._root.iterdir()
-            if path.name not in self._desks and path.is_dir() and any(path.iterdir())
+            if path.name not in {*self._desks, *self._failed}
+            and path.is_dir()
+            and any(path.iterdir())
         ]
 
     def _ring(self) -> None:
         for event in list(self._rang.values()):
             event.set()
 
-    def _spawn(self, name: str, run: object) -> None:
-        thread = threading.Thread(target=run, name=f"gpusched-{name or 'engines'}", daemon=True)  # type: ignore[arg-type]
+    def _spawn(self, name: str, run: Callable[[], None]) -> None:
+        thread = threading.Thread(target=run, name=f"gpusched-{name or 'engines'}", daemon=True)
         self._threads.append(thread)
         thread.start()
 
     def _run(self) -> None:
         """Open a desk for each engine that has work."""
-        tried: set[str] = set()
         while not self._stop.is_set():
-            jobs, _ = self._scheduler.away()
-            for name in sorted({*(job.spec.engine for job in jobs), *self._left_behind()} - tried):
-                tried.add(name)
-                self._open(name)
+            try:
+                self._look()
+            except GpuSchedError as exc:
+                _log.error("the jobs of engines cannot be looked at: %s", exc)
             self._rest("", _REST_S)
+
+    def _look(self) -> None:
+        jobs, _ = self._scheduler.away()
+        wanted = {*(job.spec.engine for job in jobs), *self._left_behind()}
+        for name in sorted(wanted - self._desks.keys() - self._failed.keys()):
+            self._open(name)
+        reasons = {
+            job.id: WaitReason(code=WaitCode.ENGINE, text=self._failed[job.spec.engine])
+            for job in jobs
+            if job.spec.engine in self._failed and job.state is JobState.PENDING
+        }
+        if reasons != self._told:
+            self._store.set_reasons(reasons)
+            self._told = reasons
 
     def _open(self, name: str) -> None:
         from gpusched_ipy.enginedesk import EngineDesk
@@ -110,6 +129,7 @@ class Desks:
             engine = make_engine(name, self._settings)
         except GpuSchedError as exc:
             _log.error("the jobs of %s wait: %s", name, exc)
+            self._failed[name] = f"waits for {name}: {exc}"
             return
         root = self._root / name
         desk = EngineDesk(engine, root, self._store, self._settings, SystemClock(), self._key)

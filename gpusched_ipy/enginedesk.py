@@ -9,10 +9,11 @@ over after a kill finds each job again and runs none twice.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
-from gpusched_ipy import environment, errand
+from gpusched_ipy import enginewindow, environment, errand
 from gpusched_ipy.config import Clock, Settings
 from gpusched_ipy.engines import (
     AmbiguousError,
@@ -24,8 +25,8 @@ from gpusched_ipy.engines import (
     UnreachableError,
 )
 from gpusched_ipy.errand import Errand
-from gpusched_ipy.errors import StateDirError, UserError
-from gpusched_ipy.job import ACTIVE, Job, JobState, WaitCode, WaitReason, effective_priority
+from gpusched_ipy.errors import GpuSchedError, StateDirError, UserError
+from gpusched_ipy.job import ACTIVE, Job, JobState, WaitReason
 from gpusched_ipy.policy.standing import Facts
 from gpusched_ipy.retry import may_be_tried_again, may_requeue
 from gpusched_ipy.store import Store
@@ -72,6 +73,7 @@ class EngineDesk:
         self._pinged_mono = self._asked_mono = float("-inf")
         self._told: dict[int, WaitReason] = {}
         self._jobs: dict[int, Job] = {}
+        self._troubles: dict[str, str] = {}  # what each folder was last in trouble with
 
     @property
     def busy(self) -> bool:
@@ -89,15 +91,16 @@ class EngineDesk:
         self._jobs = {job.id: job for job in jobs}
         self._match()
         for one in self._live():
-            self._collect(one)
+            self._guarded(one, partial(self._collect, one))
         facts = self._facts(outcomes)
         self._end_hopeless(facts)
-        wanted = [] if facts.drained else self._wanted(facts)
+        wanted = enginewindow.wanted(self._jobs.values(), facts)
         waits = bool(wanted or self._errands)
         if waits:
             self._look_at_the_engine()
+        ids = {job.id for job in wanted}
         for one in list(self._errands):
-            self._settle(one, {job.id for job in wanted})
+            self._guarded(one, partial(self._settle, one, ids))
         if wanted and self._up:
             self._hand_over(wanted)
         self._tell_reasons(facts, wanted)
@@ -147,32 +150,14 @@ class EngineDesk:
                 self._store.end_pending(job, JobState.CANCELLED, why.text)
                 self._jobs.pop(job.id)
 
-    def _wanted(self, facts: Facts) -> list[Job]:
-        """The pending jobs that the engine may have, in their order."""
-        found = []
-        for job in self._jobs.values():
-            standing = facts.standing(job) if job.state is JobState.PENDING else None
-            if standing is not None and standing.code is WaitCode.ENGINE:
-                found.append(job)
-        aging_s, mono = self._settings.aging_s, facts.now.mono
-        found.sort(key=lambda job: (-effective_priority(job, aging_s, mono), job.id))
-        return self._within_arrays(found)
-
-    def _within_arrays(self, jobs: list[Job]) -> list[Job]:
-        """Those of them that the ``max_running`` of their sweeps lets through."""
-        running: dict[str, int] = {}
-        for job in self._jobs.values():
-            if job.state in ACTIVE and job.spec.array is not None:
-                running[job.spec.array.id] = running.get(job.spec.array.id, 0) + 1
-        found = []
-        for job in jobs:
-            array, limit = job.spec.array, job.request.max_running
-            if array is not None and limit is not None:
-                if running.get(array.id, 0) >= limit:
-                    continue
-                running[array.id] = running.get(array.id, 0) + 1
-            found.append(job)
-        return found
+    def _guarded(self, one: Errand, act: Callable[[], None]) -> None:
+        """One job that cannot be read or written holds up no other."""
+        try:
+            act()
+        except (GpuSchedError, OSError) as exc:
+            if self._troubles.get(one.key) != str(exc):
+                self._troubles[one.key] = str(exc)
+                _log.error("%s: the job of %s waits: %s", self._name, one.key, exc)
 
     # -- what the folders bring
 
@@ -238,6 +223,7 @@ class EngineDesk:
 
     def _drop(self, one: Errand) -> None:
         one.folder.remove()
+        self._troubles.pop(one.key, None)
         one.job_id = None
         self._errands.remove(one)
 
@@ -388,7 +374,7 @@ class EngineDesk:
             # One that has just been taken back has no job any more.
             if one is not None and one.job_id is not None and one.folder.submitted is None:
                 self._rank()
-                self._submit(one, job)
+                self._guarded(one, partial(self._submit, one, job))
             if not self._up:
                 return
         self._rank()
@@ -485,11 +471,24 @@ class EngineDesk:
 
     # -- what people read
 
+    def _said(self, one: Errand | None) -> str | None:
+        """What keeps a job waiting that is next, or that the engine has; None: those ahead."""
+        if not self._up:
+            why = self._health.text if self._health is not None else "it has not been asked yet"
+            return f"waits for {self._name}: {why}"
+        if one is None:
+            return None
+        if one.folder.submitted is not None:
+            return f"{self._name}: {one.status.text or 'handed over'}"
+        return f"waits for {self._name}: whether it has the job is being looked up"
+
     def _tell_reasons(self, facts: Facts, wanted: list[Job]) -> None:
         places = {job.id: at for at, job in enumerate(wanted)}
         by_job = {one.job_id: one for one in self._live()}
         reasons = {
-            job.id: self._reason(job, facts, places.get(job.id), by_job.get(job.id))
+            job.id: enginewindow.reason(
+                job, facts, places.get(job.id), self._said(by_job.get(job.id)), self._name
+            )
             for job in self._jobs.values()
             if job.state is JobState.PENDING
         }
@@ -497,26 +496,6 @@ class EngineDesk:
         if news:
             self._store.set_reasons(news)
         self._told = reasons
-
-    def _reason(self, job: Job, facts: Facts, place: int | None, one: Errand | None) -> WaitReason:
-        standing = facts.standing(job)
-        if standing is not None and standing.code is not WaitCode.ENGINE:
-            return standing
-        if facts.drained and facts.blind is not None:
-            return facts.blind
-        if place is None:
-            text = f"{job.request.max_running} of its sweep run already"
-            return WaitReason(code=WaitCode.MAX_RUNNING, text=text)
-        if not self._up:
-            why = self._health.text if self._health is not None else "it has not been asked yet"
-            text = f"waits for {self._name}: {why}"
-        elif one is not None and one.folder.submitted is not None:
-            text = f"{self._name}: {one.status.text or 'handed over'}"
-        elif one is not None:
-            text = f"waits for {self._name}: whether it has the job is being looked up"
-        else:
-            text = f"waits for {self._name}: {place} job{'' if place == 1 else 's'} ahead"
-        return WaitReason(code=WaitCode.ENGINE, text=clean(text, 2 * _QUOTED))
 
 
 def _engine_log(one: Errand) -> str | None:

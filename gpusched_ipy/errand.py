@@ -186,6 +186,8 @@ def ending(result: Result, job: Job, status: Status, engine: str, state: StateDi
         how = JobState.COMPLETED if result.exit_code == 0 else JobState.FAILED
     elif how is JobState.TIMEOUT:
         error = "its walltime ran out"
+    elif not job.cancel_requested and status.state is EngineState.TIMEOUT:
+        how, error = JobState.TIMEOUT, status.text
     elif not job.cancel_requested:
         by_hand = status.state is EngineState.CANCELLED
         how = JobState.CANCELLED if by_hand else JobState.FAILED

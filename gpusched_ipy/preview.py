@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gpusched_ipy import backlog, policy, sweep
-from gpusched_ipy.config import Clock, Instant, Settings
+from gpusched_ipy.config import LOCAL, Clock, Instant, Settings
 from gpusched_ipy.job import ExpectedStart, Job, JobSpec, JobState, Member, WaitCode, WaitReason
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.outlook import Outlook
@@ -143,10 +143,12 @@ def preview(
 
     A GPU whose stranger has just fallen quiet is watched for the length of the quiet window.
     """
-    onlooker = _Onlooker(store, monitor, settings, clock, specs[0].home)
-    onlooker.open.refresh()
     now = clock.now()
     stand = {spec.uid: job for spec in specs if (job := _standing(store, spec)) is not None}
+    if specs[0].engine != LOCAL:
+        return Preview(jobs=tuple(_away(spec, stand.get(spec.uid)) for spec in specs), now=now)
+    onlooker = _Onlooker(store, monitor, settings, clock, specs[0].home)
+    onlooker.open.refresh()
     base = max(onlooker.open.jobs, default=0) + 1
     asked: dict[int, JobSpec] = {
         base + at: spec for at, spec in enumerate(specs) if spec.uid not in stand
@@ -173,6 +175,12 @@ def preview(
         for spec in specs
     )
     return Preview(jobs=jobs, now=now)
+
+
+def _away(spec: JobSpec, stands: Job | None) -> Expected:
+    """A job of an engine: this machine's GPUs say nothing about it."""
+    text = f"{spec.engine} decides when it starts"
+    return Expected(spec=spec, stands=stands, reason=WaitReason(code=WaitCode.ENGINE, text=text))
 
 
 def _standing(store: Store, spec: JobSpec) -> Job | None:

@@ -71,6 +71,7 @@ class EngineState(StrEnum):
     RUNNING = "running"
     ENDED = "ended"  # how, the job's folder says
     CANCELLED = "cancelled"  # at the engine, by whomever
+    TIMEOUT = "timeout"  # the engine's own time limit was over
     FAILED = "failed"  # the engine could not start it, or ended it
     UNKNOWN = "unknown"  # the engine does not know it, or not any more
 

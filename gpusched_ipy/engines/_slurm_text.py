@@ -35,7 +35,6 @@ _RUNNING = frozenset(
     {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING", "SUSPENDED"}
 )
 _BADLY = {
-    "TIMEOUT": "its time limit at Slurm was over",
     "NODE_FAIL": "its node failed",
     "PREEMPTED": "a job of higher priority has taken its place",
     "OUT_OF_MEMORY": "it used more memory than Slurm gave it",
@@ -45,7 +44,6 @@ _BADLY = {
     "SPECIAL_EXIT": "it failed at Slurm",
 }
 _WAITS = {
-    "None": "not looked at yet",
     "Priority": "other jobs are ahead",
     "Resources": "no GPU or node is idle",
     "Dependency": "it depends on another job",
@@ -63,6 +61,7 @@ _WAITS = {
     "NodeDown": "a node that it needs is down",
     "InvalidAccount": "its account is not valid",
     "InvalidQOS": "its quality of service is not valid",
+    "Nodes required for job are DOWN": "its nodes are down, drained or reserved",
     "Cleaning": "an earlier run is being cleaned up",
 }
 _LIMIT = re.compile(r"^(QOS|Assoc|MaxGRES|MaxJobs|MaxCpu|MaxNode|MaxMem)")
@@ -132,17 +131,13 @@ def rows(text: str) -> dict[str, Status]:
         native, name, state, reason, nodes = (part.strip() for part in parts)
         status = _status(native, state, reason, nodes)
         number = int(re.sub(r"\D.*", "", native) or 0)
-        rank = (_ALIVE[status.state], number)
+        rank = (_ALIVE.get(status.state, 0), number)
         if name not in found or rank > found[name][0]:
             found[name] = (rank, status)
     return {name: status for name, (_, status) in found.items()}
 
 
-_ALIVE = {
-    EngineState.RUNNING: 2,
-    EngineState.QUEUED: 1,
-    **dict.fromkeys((EngineState.ENDED, EngineState.CANCELLED, EngineState.FAILED), 0),
-}
+_ALIVE = {EngineState.RUNNING: 2, EngineState.QUEUED: 1}
 
 
 def _status(native: str, state: str, reason: str, nodes: str) -> Status:
@@ -161,13 +156,18 @@ def _status(native: str, state: str, reason: str, nodes: str) -> Status:
     if state in ("CANCELLED", "REVOKED"):
         text = "cancelled in Slurm"
         return Status(state=EngineState.CANCELLED, text=text, native=native, where=where)
+    if state == "TIMEOUT":
+        text = "its time limit at Slurm was over"
+        return Status(state=EngineState.TIMEOUT, text=text, native=native, where=where)
     text = _BADLY.get(state, "it ended badly at Slurm")
     return Status(state=EngineState.FAILED, text=f"{text} ({state})", native=native, where=where)
 
 
 def waiting(reason: str) -> str:
     """Why a job waits in Slurm: in plain words, with Slurm's own word for a search."""
-    bare = reason.strip("()").split(",")[0].strip() or "None"
+    bare = reason.strip("()").split(",")[0].strip()
+    if bare in ("", "None"):
+        return "not looked at yet"
     plain = _WAITS.get(bare)
     if plain is None and _LIMIT.match(bare):
         plain = "a limit of the site is reached"

@@ -29,7 +29,7 @@ from gpusched_ipy.text import clean
 # sbatch gives up by itself after ten seconds, or what the site has set.
 _SUBMIT_S = 60.0
 _CALL_S = 20.0
-_OVER = frozenset({EngineState.ENDED, EngineState.CANCELLED, EngineState.FAILED})
+_OPEN = frozenset({EngineState.QUEUED, EngineState.RUNNING})
 # What the commands themselves need; the job's own variables travel in its folder.
 _KEPT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "SLURM_CONF", "MUNGE_SOCKET")
 
@@ -118,7 +118,7 @@ class SlurmEngine:
         return [
             name.removeprefix(NAME_PREFIX)
             for name, status in listed.items()
-            if name.startswith(NAME_PREFIX) and status.state not in _OVER
+            if name.startswith(NAME_PREFIX) and status.state in _OPEN
         ]
 
     def _listed(self, *wanted: str) -> dict[str, Status]:

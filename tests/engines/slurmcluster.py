@@ -105,7 +105,7 @@ class SlurmCluster:
         self._start_munge()
         self.start_controller()
         self.start_node()
-        wait_until(lambda: self.run("sinfo", "-h", "-N", "-o", "%t") == "idle", 30, "an idle node")
+        wait_until(lambda: self._node_state() == "idle", 60, "an idle node")
 
     def _version(self) -> tuple[int, ...]:
         said = subprocess.run(
@@ -130,7 +130,7 @@ class SlurmCluster:
     def start_controller(self) -> None:
         """Start slurmctld, and wait until it answers."""
         self._daemon("slurmctld")
-        wait_until(lambda: " UP" in self.run("scontrol", "ping"), 30, "a controller")
+        wait_until(lambda: " UP" in self.run("scontrol", "ping"), 60, "a controller")
 
     def start_node(self) -> None:
         """Start the node's daemon."""
@@ -150,6 +150,18 @@ class SlurmCluster:
         """Signal one of the daemons."""
         os.kill(self._pid(daemon), number)
 
+    def kill_controller(self) -> None:
+        """Kill slurmctld once it has saved what it knows.
+
+        One that is killed sooner gives the numbers of the jobs that it has forgotten once more,
+        and takes its node out of service when the node tells of them.
+        """
+        saved = self.root / "state" / "job_state"
+        before = saved.stat().st_mtime_ns
+        self.run("sbatch", "--hold", "--output=/dev/null", "--wrap=true")
+        wait_until(lambda: saved.stat().st_mtime_ns != before, 60, "the state to be saved")
+        self.kill("slurmctld")
+
     def kill(self, daemon: str) -> None:
         """Kill one of the daemons and wait until it is gone."""
         pid = self._pid(daemon)
@@ -166,6 +178,12 @@ class SlurmCluster:
         for number in self.run("squeue", "-h", "-o", "%i").split():
             self.run("scancel", number)
         wait_until(lambda: not self.run("squeue", "-h", "-o", "%i"), 60, "an empty Slurm")
+        if self._node_state() != "idle":
+            self.run("scontrol", "update", "NodeName=n1", "State=RESUME")
+            wait_until(lambda: self._node_state() == "idle", 60, "an idle node")
+
+    def _node_state(self) -> str:
+        return self.run("sinfo", "-h", "-N", "-o", "%t")
 
     def stop(self) -> None:
         """End the daemons and remove the folder."""

@@ -98,7 +98,7 @@ def test_a_frozen_and_a_dead_controller_cost_no_job(
     finally:
         slurm.signal("slurmctld", signal.SIGCONT)
     assert ended(queue, job).state is JobState.COMPLETED
-    slurm.kill("slurmctld")
+    slurm.kill_controller()
     dead = shell(queue, f"echo dead >> {tmp_path}/ran")
     assert "does not answer" in reason(queue, dead, "waits for slurm: its controller")
     slurm.start_controller()
@@ -148,6 +148,8 @@ def test_an_agent_that_dies_on_the_way_loses_nothing_and_runs_nothing_twice(
 
 
 def test_what_cannot_leave_this_process_says_so(queue: Queue) -> None:
+    preview = queue.preview(["true"], engine="slurm")
+    assert "would wait: slurm decides when it starts" in str(preview)
     with pytest.raises(UserError, match="--mem shares a GPU of this machine"):
         shell(queue, "true", mem="8G")
     with pytest.raises(UserError, match="is no engine; there are local"):

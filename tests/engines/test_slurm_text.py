@@ -77,6 +77,7 @@ def test_of_a_name_that_is_listed_twice_the_living_one_counts() -> None:
         ("QOSMaxGRESPerUser", "a limit of the site is reached (QOSMaxGRESPerUser)"),
         ("ReqNodeNotAvail, UnavailableNodes:n1", "a node that it needs is not available"),
         ("SomethingNew", "SomethingNew"),
+        ("None", "not looked at yet"),
     ],
 )
 def test_why_a_job_waits_in_plain_words(reason: str, text: str) -> None:
