@@ -4,7 +4,7 @@ task-spooler, simple_gpu_scheduler, gpuqu, gq-local and runqd: each is installed
 it can be (the Python ones in an environment of their own, task-spooler from the system or from its
 Debian package), given the same jobs on the same card that plays (``libnvidia-ml.so.1`` and
 ``nvidia-smi`` of our own), and used as its manual says, with its settings as they come. Behind each
-figure stands how many times ours it is. Needs Linux and cc; takes about ten minutes.
+figure stands how many times ours it is. Needs Linux and cc; takes about twelve minutes.
 
     python benchmarks/peers.py [--markdown] [--only NAME ...] [--many 1000 10000] [--keep DIR]
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import statistics
 import sys
 import tempfile
@@ -76,8 +77,12 @@ class Bench:
             took = time.monotonic() - began
             print(f"{what}, {kind.name}: {took:.0f} s", file=sys.stderr, flush=True)
 
-        with ThreadPoolExecutor(len(self.kinds) if at_once else 1) as pool:
-            list(pool.map(one, self.kinds))
+        if at_once:
+            with ThreadPoolExecutor(len(self.kinds)) as pool:
+                list(pool.map(one, self.kinds))
+        else:
+            for kind in self.kinds:
+                one(kind)
 
 
 def install(kinds: Sequence[type[Peer]], programs: Path) -> tuple[list[type[Peer]], list[str]]:
@@ -165,7 +170,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--many", type=int, nargs="+", default=[1000], help="queued short jobs")
     parser.add_argument("--trials", type=int, default=4, help="of a stranger's coming and leaving")
     parser.add_argument("--rest", type=float, default=10, help="seconds of watching it at rest")
-    parser.add_argument("--limit", type=float, default=60, help="seconds to queue, and to run")
+    parser.add_argument(
+        "--limit", type=float, default=60, help="seconds to queue; twice that to run"
+    )
     parser.add_argument("--keep", type=Path, help="install them here, or find them here")
     parser.add_argument("--markdown", action="store_true", help="the table for a page")
     return parser.parse_args()
@@ -174,6 +181,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Install, measure, print."""
     given, state = arguments(), machine()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its daemons end with it
     with tempfile.TemporaryDirectory(prefix="peers-") as name:
         folder = Path(name)
         programs = given.keep.resolve() if given.keep else folder / "programs"

@@ -16,7 +16,6 @@ class Gpuqu(Peer):
     name = "gpuqu"
     requirement = "gpuqu==0.1.3"
     runner = "gpuq"
-    hands_on = "HTTP"
 
     def start(self) -> None:
         with socket.socket() as free:

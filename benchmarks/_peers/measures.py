@@ -103,7 +103,7 @@ def line(
     """Queue that many jobs behind one that waits, ``singly`` of them one by one; let them run.
 
     Args:
-        limit_s: at most so long for queueing, and so long for running.
+        limit_s: at most so long for queueing, and twice so long for running.
     """
     with scene(kind, programs, folder) as at:
         gate = at.blocker()
@@ -116,7 +116,7 @@ def line(
         def accepted() -> int:
             return len(submits) + at.peer.accepted
 
-        _drain(at, opened, accepted, limit_s, feeder)
+        _drain(at, opened, accepted, 2 * limit_s, feeder)
         runs = [run for run in at.trace.ended() if run.name != "gate"]
         gone_on = max((run.ended or 0.0 for run in runs), default=opened) - opened
         drain_rate = len(runs) / gone_on if gone_on > 0 else 0.0
@@ -192,7 +192,7 @@ class Rest:
 
 
 def rest(kind: type[Peer], programs: Path, folder: Path, seconds: float) -> tuple[Rest, Rest]:
-    """With nothing to do, one job having run; and with one running and 100 waiting."""
+    """With nothing to do, one job having run; and with one running and 50 waiting."""
     with scene(kind, programs, folder) as at:
         at.submit("first")
         if not until(lambda: bool(at.trace.ended()), 60):
@@ -200,7 +200,7 @@ def rest(kind: type[Peer], programs: Path, folder: Path, seconds: float) -> tupl
         time.sleep(8)  # ours leaves after 5 s
         idle = _watched(at.peer, seconds)
         gate = at.blocker()
-        at.peer.fill([at.job(f"job{n}") for n in range(100)])
+        at.peer.fill([at.job(f"job{n}") for n in range(50)])
         time.sleep(2)
         waiting = _watched(at.peer, seconds)
         gate.open()

@@ -30,7 +30,6 @@ class Ours(Peer):
     """The agent starts with the first submit and leaves 5 s after the last job."""
 
     name = "gpusched_ipy"
-    hands_on = "Python"
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)  # type: ignore[arg-type]

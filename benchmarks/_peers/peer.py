@@ -44,7 +44,6 @@ class Peer(ABC):
     name: ClassVar[str]
     requirement: ClassVar[str] = ""  # of pip
     runner: ClassVar[str] = ""  # the first word of its commands
-    hands_on: ClassVar[str] = ""  # how many jobs are queued at once, where not by the command
     patience_s: ClassVar[float] = 15.0  # so long after a GPU fell idle a job may still start
 
     def __init__(self, programs: Path, machine: Machine) -> None:

@@ -15,7 +15,6 @@ class SimpleGpuScheduler(Peer):
     name = "simple_gpu_scheduler"
     requirement = "simple_gpu_scheduler==0.1.4"
     runner = "simple_gpu_scheduler"
-    hands_on = "pipe"
 
     def start(self) -> None:
         self._process = self.spawn(self.command, "--gpus", "0", stdin=subprocess.PIPE)

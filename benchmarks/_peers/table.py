@@ -72,7 +72,7 @@ def rows(many: list[int]) -> list[Row]:
     return [
         *found,
         *_rest("nothing queued", "idle"),
-        *_rest("1 runs, 100 wait", "waiting"),
+        *_rest("1 runs, 50 wait", "waiting"),
         *_lost(),
     ]
 
