@@ -40,7 +40,7 @@ from _peers.table import Found, as_markdown, as_text, rows, where_better
 from _peers.task_spooler import TaskSpooler
 
 PEERS: tuple[type[Peer], ...] = (Ours, TaskSpooler, SimpleGpuScheduler, Gpuqu, GqLocal, Runqd)
-HOLD_MS = 100  # of the jobs whose hand-off is measured
+HOLD_MS = 200  # of the jobs whose hand-off is measured: those of handoff.py are as long
 SINGLY = 50  # submits at a terminal
 T = TypeVar("T")
 
@@ -64,9 +64,11 @@ class Bench:
         measure: Callable[[type[Peer], Path, Path], T],
         keep: Callable[[Found, T], None],
         *,
+        kinds: Sequence[type[Peer]] | None = None,
         at_once: bool = False,
     ) -> None:
-        """Measure that of every program, one after the other or, where no time counts, at once."""
+        """Measure that of some or all: one after the other or, where no ms count, at once."""
+        wanted = self.kinds if kinds is None else kinds
 
         def one(kind: type[Peer]) -> None:
             began, at = time.monotonic(), self.found[kind.name]
@@ -78,10 +80,10 @@ class Bench:
             print(f"{what}, {kind.name}: {took:.0f} s", file=sys.stderr, flush=True)
 
         if at_once:
-            with ThreadPoolExecutor(len(self.kinds)) as pool:
-                list(pool.map(one, self.kinds))
+            with ThreadPoolExecutor(max(1, len(wanted))) as pool:
+                list(pool.map(one, wanted))
         else:
-            for kind in self.kinds:
+            for kind in wanted:
                 one(kind)
 
 
@@ -109,6 +111,9 @@ def measure(bench: Bench, given: argparse.Namespace) -> list[float]:
     def keep_rest(at: Found, found: tuple[measures.Rest, measures.Rest]) -> None:
         at.idle, at.waiting = found
 
+    def keep_strangers(at: Found, found: measures.Strangers) -> None:
+        at.strangers = found
+
     least = measures.bare(bench.programs, bench.folder, min(given.jobs, 100), HOLD_MS)
     line = partial(measures.line, limit_s=given.limit)
     bench.each(
@@ -127,11 +132,10 @@ def measure(bench: Bench, given: argparse.Namespace) -> list[float]:
     bench.each(
         "kill -9", measures.crash, lambda at, found: setattr(at, "crash", found), at_once=True
     )
-    bench.each(
-        "a stranger",
-        partial(measures.strangers, trials=given.trials),
-        lambda at, found: setattr(at, "strangers", found),
-    )
+    stranger = partial(measures.strangers, trials=given.trials)
+    ours, others = bench.kinds[:1], bench.kinds[1:]
+    bench.each("a stranger", stranger, keep_strangers, kinds=ours)
+    bench.each("a stranger", stranger, keep_strangers, kinds=others, at_once=True)
     return least
 
 
@@ -169,7 +173,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=200, help="of the hand-off")
     parser.add_argument("--many", type=int, nargs="+", default=[1000], help="queued short jobs")
     parser.add_argument("--trials", type=int, default=4, help="of a stranger's coming and leaving")
-    parser.add_argument("--rest", type=float, default=10, help="seconds of watching it at rest")
+    parser.add_argument("--rest", type=float, default=8, help="seconds of watching it at rest")
     parser.add_argument(
         "--limit", type=float, default=60, help="seconds to queue; twice that to run"
     )

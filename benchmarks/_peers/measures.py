@@ -18,8 +18,8 @@ from pathlib import Path
 from _peers.machine import Machine, Run, Stranger, Trace, has_ended, until
 from _peers.peer import Cost, NotThereError, Peer
 
-SAMPLE_S = 25.0  # so long is looked before a line is given up that will not end in time
-STUCK_S = 5.0
+SAMPLE_S = 22.0  # so long is looked before a line is given up that will not end in time
+STUCK_S = 15.0  # a program that accepts nothing for so long has stopped to
 _numbers = count()
 
 
