@@ -66,7 +66,7 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Take everything that loading added out of ``shell`` again."""
-    from gpusched_ipy.magics import unload
+    from gpusched_ipy.unloading import unload
 
     unload(shell)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from typing import Any
 
+from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import Job
 
+_log = logging.getLogger(__name__)
 _LINE = re.compile(r"\s*%{1,2}(gpuqueue|gpurun|gpuq|gpus|gpuplot)(\s.*)$", re.DOTALL)
 # Verbs and options that name jobs, and which jobs can be meant.
 _ENDED_TOO = frozenset({"show", "log", "requeue", "fetch"})
@@ -52,9 +55,16 @@ def _named(jobs: list[Job]) -> list[str]:
     return [*names, *(str(job.id) for job in reversed(jobs))]
 
 
-def answer(texts: list[str] | None, simple: Callable[..., Any]) -> dict[str, Any]:
+def answer(context: Any, jobs: Callable[[bool], list[Job]]) -> dict[str, Any]:
     """What IPython's completer takes: nothing else is offered where the line is ours."""
-    if texts is None:
-        return {"completions": []}
-    completions = [simple(text=text, type="param") for text in texts]
+    from IPython.core.completer import SimpleCompletion
+
+    line = context.line_with_cursor[: len(context.text_until_cursor.rpartition("\n")[2])]
+    try:
+        texts = candidates(line, jobs)
+    except UserError as exc:
+        _log.debug("no completion: %s", exc)
+        texts = None
+    completions = [SimpleCompletion(text=text, type="param") for text in texts or ()]
+    # For a line of ours without anything to offer, the others' offers are better than none.
     return {"completions": completions, "suppress": bool(completions)}

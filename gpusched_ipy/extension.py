@@ -1,4 +1,4 @@
-"""What ``%load_ext`` adds to a shell, and how it is taken out again without a trace.
+"""What ``%load_ext`` adds to a shell; :mod:`~gpusched_ipy.unloading` takes it out again.
 
 It imports nothing heavy: the queue is opened when a magic first needs it.
 """
@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 from gpusched_ipy.cellwatch import CellWatch
 
 if TYPE_CHECKING:
-    from gpusched_ipy.cellqueue import Asked
+    from gpusched_ipy.cellentry import CellEntry
     from gpusched_ipy.config import Settings
     from gpusched_ipy.frontend import FrontEnd
-    from gpusched_ipy.job import Job
     from gpusched_ipy.kernel import KernelSession
 
 _log = logging.getLogger(__name__)
 _MAGIC = "%%gpuqueue"  # every cell passes by here: nothing is loaded for those without it
-_PARKED = "_gpusched_parked"  # a session whose cells wait until the extension is loaded again
+PARKED = "_gpusched_parked"  # of a shell: a session whose cells wait for the next load
 
 
 class Extension:
@@ -48,13 +47,13 @@ class Extension:
         if self.shell.Completer is not None:
             self.shell.Completer.custom_matchers.append(self._matcher())
         atexit.register(self._at_exit)
-        parked = self.shell.__dict__.pop(_PARKED, None)
+        parked = self.shell.__dict__.pop(PARKED, None)
         if parked is not None:
             parked.unpark(self.watch, self._settings())
             self._session = parked
 
-    def detach(self) -> None:
-        """Take the hooks out, stop every thread; cells that wait are kept for the next load."""
+    def detach(self) -> KernelSession | None:
+        """Take the hooks out again; a session that was open is the caller's to end."""
         if self.transform in self.shell.input_transformers_cleanup:
             self.shell.input_transformers_cleanup.remove(self.transform)
         self.watch.unregister(self.shell.events)
@@ -63,20 +62,7 @@ class Extension:
             matchers[:] = [item for item in matchers if getattr(item, "owner", None) is not self]
         atexit.unregister(self._at_exit)
         session, self._session = self._session, None
-        if session is None:
-            return
-        waiting = len(session.open_cells)
-        if waiting or session.allocations.open:
-            session.park()
-            setattr(self.shell, _PARKED, session)
-        else:
-            session.close()
-        if waiting:
-            cells = "1 queued cell" if waiting == 1 else f"{waiting} queued cells"
-            wait = "waits" if waiting == 1 else "wait"
-            self.front.tell(
-                f"gpuqueue: {cells} of this notebook {wait} until gpusched_ipy is loaded again"
-            )
+        return session
 
     @property
     def front(self) -> FrontEnd:
@@ -108,150 +94,31 @@ class Extension:
         elif settings.warn_unqueued:
             _ = self.session  # it has to watch from now on
 
-    # -- cells
+    @property
+    def entry(self) -> CellEntry:
+        """The way of this shell's cells into the queue."""
+        from gpusched_ipy.cellentry import CellEntry
+
+        return CellEntry(self, self._settings)
 
     def transform(self, lines: list[str]) -> list[str]:
         """Give IPython the body of a queued cell whose turn it is, or one that holds its place."""
         if not any(line.startswith(_MAGIC) for line in lines):
             return lines
-        from gpusched_ipy import cellsyntax
-        from gpusched_ipy.frontend import MARK
-
-        found = cellsyntax.split(lines)
-        if found is None:
-            return lines
-        place, line = found
-        mark = self.front.parent.get("metadata", {}).get(MARK)
-        if mark is not None:
-            begins = self.session.begin_marked(mark, "".join(lines))
-            if begins is not None:
-                return self._body(lines, place) if begins else []
-        if not "".join(lines[place + 1 :]).strip():
-            # IPython's own complaint about an empty body would say nothing of queues.
-            return [f"get_ipython().run_cell_magic('gpuqueue', {line!r}, '\\n')\n"]
-        if not self._holds_place(line):
-            return lines  # the cell magic of that name queues it
-        if self._several(line):
-            # Its body is not this cell's: it runs once for each value, or not again.
-            return [f"get_ipython()._gpusched.run_several({line!r})\n"]
-        gate = f"get_ipython()._gpusched.hold_place({line!r})"
-        return cellsyntax.with_gate(self._body(lines, place), place, gate)
+        return self.entry.rewritten(lines)
 
     # A terminal asks of what is typed whether it is a whole cell: that must not begin one, and a
     # cell magic must still look like one.
     transform.has_side_effects = True  # type: ignore[attr-defined]
 
-    def hold_place(self, line: str) -> None:
-        """The statement in front of the body of a cell that holds its place.
-
-        Raises:
-            UserError: it cannot be queued, or it was cancelled while it waited.
-        """
-        self.session.cells.hold_place(self._asked_here(line))
-
-    def run_several(self, line: str) -> None:
-        """What stands for a cell that holds its place and is a sweep, or has a key.
-
-        Raises:
-            UserError: it cannot be queued, or some of it has not completed.
-        """
-        self.session.cells.run_several(self._asked_here(line), line)
-
-    def defer(self, line: str, body: str) -> Job | None:
-        """Queue the running cell to run later.
-
-        Args:
-            line: of the magic; IPython has put the values of variables into it.
-
-        Raises:
-            UserError: it cannot be; nothing is queued.
-            HelpShown: help was asked for, and has been printed.
-        """
-        from gpusched_ipy.errors import UserError
-
-        asked, wait = self._asked(line, body)
-        if not body.strip():
-            raise UserError("the cell is empty: write what is to run below %%gpuqueue")
-        if asked.fields.get("dry_run"):
-            self.session.cells.preview(asked)
-            return None
-        if asked.isolation is not None:
-            return self.session.cells.isolate(asked, line, wait=self._waits(wait))
-        if wait or self._settings().wait or not self.front.can_defer:
-            raise UserError(
-                "a cell that holds its place must begin with %%gpuqueue; here it stands inside "
-                "something else"
-            )
-        if asked.fields.get("sweep") or asked.fields.get("key"):
-            return self.session.cells.defer_several(asked, line)
-        return self.session.cells.defer(asked, line)
-
-    def _asked_here(self, line: str) -> Asked:
-        """What the running cell asks for, whose first line stands in it as it was typed."""
-        from gpusched_ipy import cellsyntax
-
-        sent = str(self.front.parent.get("content", {}).get("code", ""))
-        lines = sent.splitlines(keepends=True)
-        found = cellsyntax.split(lines)
-        body = "".join(lines[found[0] + 1 :]) if found else ""
-        return self._asked(self.shell.var_expand(line), body)[0]
-
-    def _asked(self, line: str, body: str) -> tuple[Asked, bool]:
-        from gpusched_ipy.cellqueue import Asked
-        from gpusched_ipy.lines import parse_cell, parse_isolation
-
-        fields, wait = parse_cell(line)
-        return Asked(fields, body, parse_isolation(line, self._settings().engine)), wait
-
-    def _waits(self, asked: bool) -> bool:
-        return asked or not self.front.can_defer or self._settings().wait
-
-    def _holds_place(self, line: str) -> bool:
-        """Whether a cell waits where it stands; a line that cannot be read is left to the magic."""
-        from gpusched_ipy.errors import UserError
-        from gpusched_ipy.lines import split_line
-
-        try:
-            words = split_line(self.shell.var_expand(line))
-            known = "--help" not in words and "-h" not in words
-            # One that runs elsewhere needs no gate: its magic waits for it.
-            elsewhere = "--isolate" in words or "--dry-run" in words
-            held = not elsewhere and self._waits("--wait" in words)
-        except UserError:
-            return False
-        return known and held
-
-    def _several(self, line: str) -> bool:
-        """Whether the cell may run more or fewer times than once."""
-        from gpusched_ipy.lines import split_line
-
-        words = split_line(self.shell.var_expand(line))
-        return any(word.partition("=")[0] in ("--sweep", "--key") for word in words)
-
-    def _body(self, lines: list[str], place: int) -> list[str]:
-        from gpusched_ipy import cellsyntax
-
-        manager = self.shell.input_transformer_manager
-        others = [item for item in manager.cleanup_transforms if item != self.transform]
-        return cellsyntax.body_of(lines, place, [*others, *manager.line_transforms])
-
-    # -- completion
-
     def _matcher(self) -> Any:
-        from IPython.core.completer import SimpleCompletion, context_matcher
+        from IPython.core.completer import context_matcher
 
         @context_matcher(identifier="gpusched_ipy")
         def matcher(context: Any) -> Any:
-            from gpusched_ipy.completion import answer, candidates
-            from gpusched_ipy.errors import UserError
+            from gpusched_ipy.completion import answer
 
-            line = context.line_with_cursor[: len(context.text_until_cursor.rpartition("\n")[2])]
-            try:
-                texts = candidates(line, lambda ended: self.session.queue.list(all=ended))
-            except UserError as exc:
-                _log.debug("no completion: %s", exc)
-                texts = None
-            return answer(texts, SimpleCompletion)
+            return answer(context, lambda ended: self.session.queue.list(all=ended))
 
         matcher.owner = self
         return matcher

@@ -1,13 +1,13 @@
 """``%%gpuqueue``, ``%gpurun``, ``%gpuq``, ``%gpus``, ``%gpupanel``, ``%gpuplot``, ``%gpufree``.
 
-Thin: each parses its line and hands over. Loading them imports nothing heavy; what a magic needs is
-imported when it is first used, the settings (``%config GpuQueue.panel_hz = 2``) as well.
+What IPython sees of them, and no more: ``%load_ext`` is to be as quick as that of an empty magic.
+What a magic does is imported when it is first used (:mod:`~gpusched_ipy.answers`), the settings
+(``%config GpuQueue.panel_hz = 2``) as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import (
@@ -25,22 +25,7 @@ if TYPE_CHECKING:
     from gpusched_ipy import traits
     from gpusched_ipy.config import Settings
 
-_STATE = "_gpusched"
-
-
-def _quiet_help(magic: Any) -> Any:
-    """Help that was asked for with ``--help`` has been printed: nothing else is to be done."""
-
-    @wraps(magic)
-    def call(self: Any, *args: Any, **local: Any) -> Any:
-        from gpusched_ipy.options import HelpShown
-
-        try:
-            return magic(self, *args, **local)
-        except HelpShown:
-            return None
-
-    return call
+STATE = "_gpusched"  # the attribute of a shell that holds its extension
 
 
 @magics_class
@@ -72,7 +57,7 @@ class GpuQueue(Magics):
         return self.given.settings()
 
     def _changed(self) -> None:
-        if getattr(self.shell, _STATE, None) is self.extension:
+        if getattr(self.shell, STATE, None) is self.extension:
             self.extension.reconfigure()
 
     @classmethod
@@ -90,66 +75,41 @@ class GpuQueue(Magics):
         if type(self).__name__ in config:
             self.given.update_config(config)
 
-    @property
-    def _notebook(self) -> Any:
-        from gpusched_ipy.notebook import Notebook
+    def _answer(self, magic: str, *given: Any) -> Any:
+        """What the magic of that name does."""
+        from gpusched_ipy import answers
 
-        return Notebook(self.extension.session)
+        return answers.answer(self.extension, magic, *given)
 
     @line_cell_magic
-    @_quiet_help
     def gpuqueue(self, line: str, cell: str | None = None) -> None:
-        if cell is None:
-            from gpusched_ipy.lines import cell_parser
-
-            cell_parser().print_help()
-            return
-        self.extension.defer(line, cell)
+        self._answer("gpuqueue", line, cell)
 
     @line_magic
     @no_var_expand
     @needs_local_scope
-    @_quiet_help
     def gpurun(self, line: str, local_ns: Any = None) -> None:
-        from gpusched_ipy.lines import parse_run, with_variables
-
-        names = {**self.shell.user_ns, **(local_ns or {})}
-        self._notebook.run(parse_run(with_variables(line, names)))
+        self._answer("gpurun", line, local_ns)
 
     @line_magic
-    @_quiet_help
     def gpuq(self, line: str) -> None:
-        self._notebook.queue(line)
+        self._answer("gpuq", line)
 
     @line_magic
-    @_quiet_help
     def gpus(self, line: str) -> None:
-        from gpusched_ipy.lines import parse_gpus
-
-        self._notebook.gpus(parse_gpus(line))
+        self._answer("gpus", line)
 
     @line_magic
-    @_quiet_help
     def gpupanel(self, line: str) -> Any:
-        from gpusched_ipy.lines import parse_none
-
-        parse_none("%gpupanel", line)
-        return self._notebook.panel()
+        return self._answer("gpupanel", line)
 
     @line_magic
-    @_quiet_help
     def gpuplot(self, line: str) -> Any:
-        from gpusched_ipy.lines import parse_plot
-
-        return self._notebook.plot(parse_plot(line))
+        return self._answer("gpuplot", line)
 
     @line_magic
-    @_quiet_help
     def gpufree(self, line: str) -> None:
-        from gpusched_ipy.lines import parse_none
-
-        parse_none("%gpufree", line)
-        self._notebook.free()
+        self._answer("gpufree", line)
 
 
 def _describe() -> None:
@@ -172,43 +132,18 @@ _describe()
 
 def load(shell: Any) -> None:
     """Register the magics in ``shell``; loading twice changes nothing."""
-    if getattr(shell, _STATE, None) is not None:
+    if getattr(shell, STATE, None) is not None:
         return
     magics = GpuQueue(shell)
     if shell.config.get(GpuQueue.__name__):
         _ = magics.given  # says at once what is wrong there
     shell.register_magics(magics)
-    setattr(shell, _STATE, magics.extension)
+    setattr(shell, STATE, magics.extension)
     magics.extension.magics = magics
     magics.extension.attach()
-
-
-def unload(shell: Any) -> None:
-    """Take everything out again; unloading what is not loaded changes nothing."""
-    extension = getattr(shell, _STATE, None)
-    if extension is None:
-        return
-    extension.detach()
-    _close_panels()
-    manager = shell.magics_manager
-    for kind in ("line", "cell"):
-        for name in GpuQueue.magics[kind]:
-            manager.magics[kind].pop(name, None)
-    manager.registry.pop(GpuQueue.__name__, None)
-    if extension.magics in shell.configurables:
-        shell.configurables.remove(extension.magics)
-    delattr(shell, _STATE)
 
 
 def _traits_class() -> type[traits.GpuQueue]:
     from gpusched_ipy.traits import GpuQueue as Traits
 
     return Traits
-
-
-def _close_panels() -> None:
-    import sys
-
-    panel = sys.modules.get("gpusched_ipy.panel")
-    if panel is not None:
-        panel.close_all()

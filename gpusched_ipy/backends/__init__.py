@@ -27,6 +27,9 @@ class Detail(IntEnum):
     FULL = 2  # and temperature, power, clocks, throttling
 
 
+DETAILS = tuple(Detail)  # an enumeration makes its members anew whenever it is gone through
+
+
 @runtime_checkable
 class Backend(Protocol):
     """One way of reading the GPUs of this machine."""

@@ -27,7 +27,9 @@ from gpusched_ipy.snapshot import Gpu, GpuProcess, Health, MemoryKind, Snapshot
 
 VENDOR_ID = "0x1002"
 _KFD = Path("sys/class/kfd/kfd")
-_ENUMERATE_S = 10.0  # cards are looked for again so often, and at once when one says nothing
+# Cards are looked for again so often, and at once when one says nothing: it costs as much as ten
+# readings, and a card comes seldom.
+_ENUMERATE_S = 30.0
 
 
 class AmdBackend:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpusched_ipy.backends import Detail, detect
+from gpusched_ipy.backends import DETAILS, Detail, detect
 from gpusched_ipy.config import Clock, Settings, SystemClock
 from gpusched_ipy.monitor.idle import IdleProcesses
 from gpusched_ipy.monitor.readings import SharedReadings
@@ -101,8 +101,8 @@ class Monitor:
         self._running: _Running | None = None
         self._explanation: str | None = None
         self._allocated: Allocated = {}
-        self._latest: list[Snapshot | None] = [None] * len(Detail)
-        self._lasts: list[float] = [-NEVER] * len(Detail)
+        self._latest: list[Snapshot | None] = [None] * len(DETAILS)
+        self._lasts: list[float] = [-NEVER] * len(DETAILS)
         self._recent = Recent()
         self._idle = IdleProcesses(self.settings.max_utilization)
         self._quiet = QuietWindows(self.settings.max_utilization, self.settings.sample_interval_s)
@@ -302,7 +302,7 @@ class Monitor:
     def _periods(self) -> tuple[float, ...]:
         """For each detail how often it is wanted; NEVER where nobody wants it."""
         if self._paces is None:
-            periods = [NEVER] * len(Detail)
+            periods = [NEVER] * len(DETAILS)
             for want in self._wants.values():
                 periods[want.detail] = min(periods[want.detail], want.interval_s)
             fastest = min(periods)
@@ -315,13 +315,13 @@ class Monitor:
         """When the next reading is due, and the most that is due about then."""
         periods = self._periods()
         dues = [last + period + lag_s for period, last in zip(periods, self._lasts, strict=True)]
-        for detail in Detail:
+        for detail in DETAILS:
             if periods[detail] == NEVER:
                 dues[detail] = NEVER
         first = min(dues)
         about = first + 0.1 * min(periods) if first > -NEVER else first
         most = Detail.LOAD
-        for detail in Detail:
+        for detail in DETAILS:
             if dues[detail] <= about:
                 most = detail
         return first, most
@@ -345,7 +345,7 @@ class Monitor:
             snapshot = self._quiet.mark(snapshot, None if period_s == NEVER else period_s)
             snapshot = self._idle.mark(snapshot)
             failed = snapshot.problem is not None
-            for detail in Detail:
+            for detail in DETAILS:
                 if failed or detail <= reading.detail:
                     self._latest[detail] = snapshot
                     self._lasts[detail] = snapshot.taken_mono

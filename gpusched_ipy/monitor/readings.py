@@ -90,6 +90,7 @@ class SharedReadings:
         self._stamp: tuple[int, int, int] | None = None
         self._found: Reading | None = None
         self._touched_mono = -NEVER
+        self._wanted_until = -NEVER  # until then nobody need look who has asked
         self._foreign_until = -NEVER  # until then the file belongs to another configuration
 
     @property
@@ -159,11 +160,17 @@ class SharedReadings:
         """Whether it is worth publishing: this process is not the holder, or others have asked."""
         if self._lock is None:
             return True
+        now = self._clock.now()
+        if now.mono < self._wanted_until:
+            return True
         try:
             asked = os.lstat(self.wanted_path).st_mtime
         except OSError:  # nobody has ever asked; a real fault shows where the file is written
             return False
-        return abs(self._clock.now().wall - asked) < WANTED_S
+        wanted = abs(now.wall - asked) < WANTED_S
+        if wanted:
+            self._wanted_until = now.mono + TOUCH_S
+        return wanted
 
     def publish(self, reading: Reading) -> None:
         """Show ``reading`` to the others; not over a newer one or another configuration's."""
@@ -188,8 +195,10 @@ class SharedReadings:
             size = len(text)
             while text:
                 text = text[os.write(handle, text) :]
-            os.ftruncate(handle, size)
             status = os.fstat(handle)
+            if status.st_size != size:  # what stood there before was longer
+                os.ftruncate(handle, size)
+                status = os.fstat(handle)
         finally:
             os.close(handle)
         put_in_place(self._draft, self.path)

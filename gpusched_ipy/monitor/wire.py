@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any
 
-from gpusched_ipy.backends import Detail
+from gpusched_ipy.backends import DETAILS, Detail
 from gpusched_ipy.snapshot import Gpu, GpuProcess, Health, MemoryKind, Snapshot
 
 NEVER = math.inf
@@ -32,7 +32,7 @@ class Reading:
     explanation: str  # which backend, and why not the better ones
     loads: Mapping[str, JobLoad] = field(default_factory=dict)  # what a job of ours adds (the fake)
     # For each detail the monotonic time at which its reader means to read again; NEVER: no promise.
-    promises: tuple[float, ...] = (NEVER,) * len(Detail)
+    promises: tuple[float, ...] = (NEVER,) * len(DETAILS)
     by: str = ""  # the publisher
 
 
@@ -127,7 +127,7 @@ class Reader:
             detail=Detail(detail),
             explanation=str(explanation),
             loads={uuid: (load[0], load[1]) for uuid, load in loads.items()},
-            promises=promises if len(promises) == len(Detail) else (NEVER,) * len(Detail),
+            promises=promises if len(promises) == len(DETAILS) else (NEVER,) * len(DETAILS),
             by=str(by),
         )
 
