@@ -421,6 +421,9 @@ class Queue:
                 if job.kind is JobKind.CELL
                 else f"job {job_id} is a block of code of {job.spec.owner}; run that again"
             )
+        names = job.spec.env_names
+        if names and not self.state.environment(job.spec.uid).exists():
+            raise UserError(f"job {job_id} cannot be queued again: {environment.gone(names)}")
         again = self.store.requeue(job)
         ensure_agent(self.state)
         return again

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from gpusched_ipy.errors import StateDirError, UserError
 from gpusched_ipy.job import MAX_ENVIRONMENT_BYTES
@@ -84,23 +84,34 @@ def keep(state: StateDir, job_uid: str, variables: Mapping[str, str]) -> None:
         raise StateDirError(f"{path} cannot be written ({exc.strerror}); make room") from exc
 
 
-def take(state: StateDir, job_uid: str, *, again: bool = False) -> dict[str, str]:
+def take(
+    state: StateDir, job_uid: str, names: Sequence[str], *, again: bool = False
+) -> dict[str, str]:
     """The variables of :func:`keep`, which are gone from the disk afterwards.
 
     Args:
+        names: of the variables that the job was submitted with.
         again: they stay there: the job may be tried again.
 
     Raises:
-        StateDirError: something else stands where they should be.
+        StateDirError: they are not there, or something else stands where they should be.
     """
     path = state.environment(job_uid)
     try:
         text = read_private(path)
     except FileNotFoundError:
+        if names:
+            raise StateDirError(gone(names)) from None
         return {}
     if not again:
         path.unlink()
     return {str(name): str(value) for name, value in json.loads(text).items()}
+
+
+def gone(names: Sequence[str]) -> str:
+    """What is said of variables that an earlier start has used up."""
+    listed = ", ".join(names)
+    return f"what --env gave it ({listed}) was deleted when it first started; submit it again"
 
 
 def drop(state: StateDir, job_uid: str) -> None:

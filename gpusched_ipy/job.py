@@ -149,6 +149,7 @@ class JobSpec:
     code: str | None = None  # the body of a cell
     cwd: str | None = None
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    env_names: tuple[str, ...] = ()  # of --env; their values lie in a file until the job starts
     labels: Mapping[str, str] = field(default_factory=dict)
     array: ArrayPlace | None = None
     sweep: Mapping[str, str] = field(default_factory=dict)  # this member's values

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from gpusched_ipy.errors import JobNotFoundError, UserError
 from gpusched_ipy.store import Store
 
+_LONGEST = 1000  # characters of a reference; no name and no number is longer
 ARRAY = "array:"  # in front of the id of a sweep, its beginning, or the number of a member
 
 
@@ -39,6 +40,8 @@ def named(store: Store, references: Iterable[object]) -> Iterator[Named]:
 
 
 def _named(store: Store, part: str) -> Named:
+    if len(part) > _LONGEST:
+        raise JobNotFoundError(f"{part[:_LONGEST]}…")
     if part.isdecimal():
         return Named((store.job(int(part)).id,), True)
     if part.startswith(ARRAY):

@@ -163,6 +163,7 @@ def parse_spec(text: str) -> JobSpec:
         | {
             "kind": JobKind(record["kind"]),
             "request": Request(**request),
+            "env_names": tuple(record.get("env_names", ())),
             "argv": None if record["argv"] is None else tuple(record["argv"]),
             "array": None if array is None else ArrayPlace(**_known(ArrayPlace, array)),
         }

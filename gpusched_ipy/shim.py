@@ -195,7 +195,7 @@ def _start(store: Store, job: Job, order: Order) -> subprocess.Popen[bytes]:
     spec = job.spec
     assert spec.argv is not None
     own = {"GPUSCHED_JOB_ID": str(job.id), "GPUSCHED_JOB_NAME": job.name}
-    named = environment.take(store.state, spec.uid, again=may_be_tried_again(job))
+    named = environment.take(store.state, spec.uid, spec.env_names, again=may_be_tried_again(job))
     child = subprocess.Popen(
         ["/bin/sh", "-c", spec.argv[0]] if spec.shell else list(spec.argv),
         # Empty to whoever reads it. What a launcher starts keeps no other lock that is seen from

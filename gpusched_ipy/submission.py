@@ -153,7 +153,7 @@ class Composer:
                 f"--mem shares a GPU of this machine; {engine} gives whole GPUs: leave it out"
             )
         fields["engine"] = engine
-        spec = self._spec(work, fields, request, argv)
+        spec = replace(self._spec(work, fields, request, argv), env_names=tuple(named))
         locate = cache(self._located)
         if not members:
             spec = spec if argv is None or spec.shell else _begun_by(spec, locate)

@@ -135,6 +135,10 @@ def test_shell_cwd_and_env_reach_the_job(fake: FakeScript, tmp_path: Path) -> No
     assert "s3cret" not in gpusched("show", str(number), "--json").out
     found = files_with(tmp_path / "state", "s3cret")
     assert [path for path in found if "logs" not in path.parts] == []
+    refused = gpusched("requeue", str(number), status=1).err
+    assert "what --env gave it (TOKEN) was deleted when it first started" in refused
+    assert refused.count("\n") == 1
+    assert job(number)["state"] == "failed"
 
 
 def test_verbs_change_waiting_jobs(fake: FakeScript) -> None:
@@ -504,6 +508,7 @@ def test_a_fault_of_usage_is_one_line_and_status_2(
         (["log", "nothing"], "there is no job nothing"),
         (["cancel", "1,x*"], "there is no job"),
         (["wait", "7"], "there is no job 7"),
+        (["cancel", "9" * 5000], "there is no job 999"),
         (["submit", "--", "no-such-program"], "no program 'no-such-program'"),
         (["submit", "--cwd", "/nowhere", "--", "ls"], "/nowhere does not exist"),
         (["submit", "--gpus", "2", "--", "ls"], "this machine has 1"),

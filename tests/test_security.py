@@ -279,7 +279,7 @@ def test_planted_files_are_neither_followed_nor_waited_for(
     opened = [
         ("logs/a.log", lambda: log_is_held(state.log("a"))),
         ("alive/k", lambda: is_alive(state, "k")),
-        ("env/u.json", lambda: environment.take(state, "u")),
+        ("env/u.json", lambda: environment.take(state, "u", ("A",))),
         ("gpu/G.lock", lambda: GpuLocks(state.root / "gpu").occupied("G")),
         ("queue.db-wal", lambda: Store(state)),
         ("queue.db-shm", lambda: Store(state)),

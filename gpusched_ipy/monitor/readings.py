@@ -41,6 +41,7 @@ SCHEMA = 2
 BOOT_TOLERANCE_S = 5.0
 TOUCH_S = 5.0  # how often a process that lives on others' readings says so
 WANTED_S = 30.0  # for how long that holds
+LOOKED_S = 0.1  # a look at the file that is no older serves for the next step too
 _LONGEST = 1 << 20  # bytes; a longer file is none of ours
 
 
@@ -89,7 +90,7 @@ class SharedReadings:
         self._lock: int | None = None
         self._stamp: tuple[int, int, int] | None = None
         self._found: Reading | None = None
-        self._touched_mono = -NEVER
+        self._touched_mono = self._looked_mono = -NEVER
         self._wanted_until = -NEVER  # until then nobody need look who has asked
         self._foreign_until = -NEVER  # until then the file belongs to another configuration
 
@@ -100,6 +101,7 @@ class SharedReadings:
 
     def newest(self) -> Reading | None:
         """The reading that the file holds; None when there is none for us. Costs a stat."""
+        self._looked_mono = self._clock.now().mono
         try:
             status = os.stat(self.path)
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
@@ -174,8 +176,8 @@ class SharedReadings:
 
     def publish(self, reading: Reading) -> None:
         """Show ``reading`` to the others; not over a newer one or another configuration's."""
-        found = self.newest()
         now = self._clock.now().mono
+        found = self._found if now - self._looked_mono < LOOKED_S else self.newest()
         newer = found is not None and found.snapshot.taken_mono > reading.snapshot.taken_mono
         if newer or now < self._foreign_until:
             return
