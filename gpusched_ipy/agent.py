@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from gpusched_ipy.process import signal_if, survive_signals
 from gpusched_ipy.retention import now_and_then
 from gpusched_ipy.runners.command import CommandRunner
 from gpusched_ipy.scheduler import Scheduler
+from gpusched_ipy.signalflag import SignalFlag
 from gpusched_ipy.statedir import StateDir, open_private, open_state_dir
 from gpusched_ipy.store import Store
 
@@ -45,7 +45,7 @@ class Agent:
     def __init__(self, settings: Settings, *, stays: bool = False) -> None:
         self._settings = settings
         self._stays = stays
-        self._stop = threading.Event()
+        self._stop = SignalFlag()
         self.state = open_state_dir(settings)
         self._lock = FileLock(self.state.agent_lock)
 

@@ -118,7 +118,7 @@ def pack(errand: Errand, job: Job, state: StateDir, log_cap: int) -> None:
             log_cap=log_cap,
             direct=job.kind is JobKind.ISOLATED,
         ),
-        environment.take(state, spec.uid, again=True),
+        environment.take(state, spec.uid, spec.env_names, again=True),
         parcel if parcel.exists() else None,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -49,13 +50,23 @@ class Wish:
     def __init__(self, folder: str) -> None:
         self._cancel = os.path.join(folder, "cancel")
         self._told = False
-        self.changed = threading.Event()
+        # Not an Event: a handler that sets one may have interrupted the wait that holds its lock.
+        self._happened: queue.SimpleQueue[None] = queue.SimpleQueue()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._tell)
 
     def _tell(self, *_: object) -> None:
         self._told = True
-        self.changed.set()
+        self.happened()
+
+    def happened(self) -> None:
+        """Something is to be looked at; called by threads and signals."""
+        self._happened.put(None)
+
+    def wait(self, timeout_s: float) -> None:
+        """Until something has happened, but no longer."""
+        with suppress(queue.Empty):
+            self._happened.get(timeout=timeout_s)
 
     def why(self, deadline: float | None) -> str | None:
         """``cancel``, ``engine`` or ``timeout``; None: let it go on."""
@@ -232,13 +243,12 @@ def until_over(child: subprocess.Popen[bytes], wish: Wish, time_s: float | None)
     def await_end() -> None:
         child.wait()
         over.set()
-        wish.changed.set()
+        wish.happened()
 
     threading.Thread(target=await_end, daemon=True).start()
     while True:
         left = LOOK_S if deadline is None else min(LOOK_S, max(0.0, deadline - time.monotonic()))
-        wish.changed.wait(left)
-        wish.changed.clear()
+        wish.wait(left)
         if over.is_set():
             return told_to_end(child.returncode, wish)
         why = wish.why(deadline)
@@ -252,7 +262,7 @@ def until_over(child: subprocess.Popen[bytes], wish: Wish, time_s: float | None)
 def told_to_end(code: int, wish: Wish) -> str:
     """Whether a command that has ended was told to: an engine tells it and us at the same time."""
     if code in (-signal.SIGTERM, -signal.SIGKILL):
-        wish.changed.wait(LOOK_S)
+        wish.wait(LOOK_S)
     return (wish.why(None) if code else None) or "exit"
 
 

@@ -10,7 +10,6 @@ import os
 import random
 import signal
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from gpusched_ipy.locks import Membership
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.runners.command import CommandRunner
 from gpusched_ipy.scheduler import Claim, Scheduler
+from gpusched_ipy.signalflag import SignalFlag
 from gpusched_ipy.statedir import open_state_dir
 from gpusched_ipy.store import Store
 from tests.chaos import job as witness
@@ -54,7 +54,7 @@ class Life:
         self.settings = Settings.load({"state_dir": box})
         self.store = Store(open_state_dir(self.settings))
         self.dice = random.Random(os.urandom(8))
-        self.over = threading.Event()
+        self.over = SignalFlag()
         signal.signal(signal.SIGTERM, lambda *_: self.over.set())
 
     @property
@@ -195,7 +195,7 @@ def commander(life: Life) -> None:
     scheduler = Scheduler(life.store, monitor, membership, {JobKind.COMMAND: runner}, life.settings)
     runner.scheduler = scheduler
     scheduler.start()
-    life.over.wait()
+    life.over.wait(None)
     scheduler.stop()
     runner.close()
     monitor.stop()
@@ -231,7 +231,7 @@ def kernel(life: Life) -> None:
     scheduler = Scheduler(life.store, monitor, membership, {JobKind.CELL: main}, life.settings)
     scheduler.start()
     waiting: set[int] = set()
-    while not life.over.is_set():
+    while not life.over.wait(0):
         waiting -= {n for n, state in life.store.states(waiting).items() if state in FINAL}
         if len(waiting) < 2 and not life.draining:
             waiting.add(_submit_cell(life, membership.key))
