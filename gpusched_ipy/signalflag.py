@@ -6,9 +6,14 @@ whose lock it holds just then; ``Event.set`` would wait for that lock for ever.
 
 from __future__ import annotations
 
+import math
 import os
 import select
+import time
 from contextlib import suppress
+
+# The handler of a signal that comes just ahead of a wait runs after it: no wait may be long.
+_LOOK_S = 0.25
 
 
 class SignalFlag:
@@ -27,7 +32,11 @@ class SignalFlag:
         """Whether the flag is up, or has come up within ``timeout_s``; None waits for ever."""
         waiting = select.poll()
         waiting.register(self._read, select.POLLIN)
-        return bool(waiting.poll(None if timeout_s is None else 1000 * timeout_s))
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while not waiting.poll(1000 * min(_LOOK_S, max(0.0, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                return False
+        return True
 
     def __del__(self) -> None:
         os.close(self._read)

@@ -13,7 +13,7 @@ def test_a_handler_raises_the_flag_in_the_middle_of_the_wait_for_it() -> None:
     dice = random.Random(1)
     before = signal.getsignal(signal.SIGALRM)
     try:
-        for _ in range(3000):
+        for _ in range(2000):
             flag = SignalFlag()
             signal.signal(signal.SIGALRM, lambda *_, flag=flag: flag.set())
             signal.setitimer(signal.ITIMER_REAL, dice.uniform(1e-6, 3e-4))
