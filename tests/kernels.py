@@ -6,17 +6,22 @@ other versions of ipykernel and IPython.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
 import queue
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from pathlib import Path
+from shutil import copytree, rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 from jupyter_client.kernelspec import KernelSpecManager
@@ -25,6 +30,17 @@ from jupyter_client.manager import KernelManager
 PYTHON = os.environ.get("GPUSCHED_KERNEL_PYTHON", sys.executable)
 REPOSITORY = Path(__file__).parent.parent
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@cache
+def fonts() -> Path:
+    """Matplotlib's list of fonts, which a new home lacks: to make it is said where it takes 5 s."""
+    folder = Path(mkdtemp(prefix="gpusched-fonts-"))
+    atexit.register(rmtree, folder, ignore_errors=True)
+    environment = {**os.environ, "MPLCONFIGDIR": str(folder)}
+    code = "import matplotlib.font_manager"
+    subprocess.run([PYTHON, "-c", code], env=environment, check=True, capture_output=True)
+    return folder
 
 
 class FakeGpus:
@@ -162,12 +178,14 @@ class Kernel:
             "IPYTHONDIR": str(folder / "ipython"),
             "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
             "HOME": str(folder),
+            "XDG_CACHE_HOME": str(folder / ".cache"),
             "JUPYTER_PATH": str(folder),
             "XDG_CONFIG_HOME": str(folder / "config"),
             "PYTHONPATH": str(REPOSITORY),
             "PYTHONDONTWRITEBYTECODE": "1",
             **environment,
         }
+        copytree(fonts(), folder / ".cache" / "matplotlib", dirs_exist_ok=True)
         spec = folder / "kernels" / "tested"
         spec.mkdir(parents=True)
         argv = [PYTHON, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
