@@ -358,16 +358,15 @@ class EngineDesk:
 
     def _hand_over(self, wanted: list[Job]) -> None:
         """Fill the window with the jobs that are next, and try again what was not taken."""
-        gpus = (None if self._health is None else self._health.gpus) or 1
         live = {one.job_id: one for one in self._live()}
-        free = gpus + WINDOW - len(live)
+        free = self._room() - sum(self._share(self._jobs[at]) for at in live if at in self._jobs)
         crowded = False
         for job in wanted:
             one = live.get(job.id)
-            if one is None and free > 0:
+            if one is None and free >= self._share(job) and not crowded:
                 one = errand.new_errand(self._root, job, self._mono)
                 self._errands.append(one)
-                free -= 1
+                free -= self._share(job)
             elif one is None and not crowded:
                 crowded = True
                 self._make_room(job, live)
@@ -378,6 +377,20 @@ class EngineDesk:
             if not self._up:
                 return
         self._rank()
+
+    @property
+    def _gpus(self) -> int:
+        return (None if self._health is None else self._health.gpus) or 1
+
+    def _room(self) -> int:
+        """The window: jobs, or GPUs of an engine that knows no order."""
+        return self._gpus + (WINDOW if self._engine.capabilities().orders else 0)
+
+    def _share(self, job: Job) -> int:
+        """What the job takes of the window."""
+        if self._engine.capabilities().orders:
+            return 1
+        return min(max(1, job.request.gpus), self._gpus)
 
     def _make_room(self, job: Job, live: Mapping[int | None, Errand]) -> None:
         """Take back the last one that waits there, where ``job`` has a higher priority."""

@@ -66,4 +66,6 @@ def _ahead(place: int) -> str:
     """How many are; of many not the number, which would be written anew with every start."""
     if place > REASONS:
         return f"more than {REASONS} jobs ahead"
+    if place == 0:
+        return "jobs of ours have its GPUs"
     return f"{place} job{'' if place == 1 else 's'} ahead"

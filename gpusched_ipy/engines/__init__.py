@@ -49,6 +49,8 @@ class Capabilities:
 
     time_limit: bool = False  # it ends a job by itself when its walltime is over
     refuses_impossible: bool = False  # at submit; else such a job would wait for ever
+    # Our own jobs that wait there start by their rank; else it gets only those that fit its GPUs.
+    orders: bool = True
     refuses_twice: bool = False  # a second submit of a key is refused
     # After a submit of which nobody knows: for how long (s) it is looked for before another try.
     settle_s: float = 0.0

@@ -83,7 +83,9 @@ class RayEngine:
 
     def capabilities(self) -> Capabilities:
         """It refuses a second submit of a key; and what no node can hold, we refuse for it."""
-        return Capabilities(refuses_impossible=True, refuses_twice=True, settle_s=SETTLE_S)
+        return Capabilities(
+            refuses_impossible=True, orders=False, refuses_twice=True, settle_s=SETTLE_S
+        )
 
     def ping(self, timeout: float) -> Health:
         """Whether the cluster answers, and not only the web server in front of it."""

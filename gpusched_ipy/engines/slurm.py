@@ -29,6 +29,8 @@ from gpusched_ipy.text import clean
 # sbatch gives up by itself after ten seconds, or what the site has set.
 _SUBMIT_S = 60.0
 _CALL_S = 20.0
+# Letters of one argument; Linux takes 128 KiB.
+_ARGUMENT = 100_000
 _OPEN = frozenset({EngineState.QUEUED, EngineState.RUNNING})
 # What the commands themselves need; the job's own variables travel in its folder.
 _KEPT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "SLURM_CONF", "MUNGE_SOCKET")
@@ -92,15 +94,14 @@ class SlurmEngine:
 
     def status(self, keys: Sequence[str]) -> Mapping[str, Status]:
         """One squeue for all; those that have ended are listed for a few minutes."""
-        names = ",".join(NAME_PREFIX + key for key in keys)
-        listed = self._listed("-t", "all", "-n", names)
+        listed = self._listed("-t", "all", *_named([NAME_PREFIX + key for key in keys]))
         unknown = Status(state=EngineState.UNKNOWN)
         return {key: listed.get(NAME_PREFIX + key, unknown) for key in keys}
 
     def rank(self, ranks: Mapping[str, int]) -> None:
         """Give our own waiting jobs the nice that orders them."""
         by_name = {NAME_PREFIX + key: rank for key, rank in ranks.items()}
-        listed = self._listed("-t", "pending", "-n", ",".join(by_name))
+        listed = self._listed("-t", "pending", *_named(list(by_name)))
         for native, nice in _slurm_text.ranks_of(by_name, listed).items():
             # One that has begun meanwhile refuses it: then its order is of no matter.
             _run("scontrol", "update", f"JobId={native}", f"Nice={nice}", limit_s=_CALL_S)
@@ -123,6 +124,12 @@ class SlurmEngine:
 
     def _listed(self, *wanted: str) -> dict[str, Status]:
         return _slurm_text.rows(_asked("squeue", "-h", *wanted, "-o", ROW, limit_s=_CALL_S))
+
+
+def _named(names: Sequence[str]) -> tuple[str, str]:
+    """What picks these jobs at squeue; where one argument cannot hold them, all of the user's."""
+    text = ",".join(names)
+    return ("-n", text) if len(text) <= _ARGUMENT else ("-u", str(os.geteuid()))
 
 
 class _TooLateError(UnreachableError):

@@ -12,9 +12,10 @@ from requires import require
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Settings
 from tests.engines import slurmcluster
+from tests.engines.ray_head import RayHead
 
 # Every engine that the conformance suite is run with; each name is that of a fixture as well.
-ENGINES = ("local", "slurm")
+ENGINES = ("local", "slurm", "ray")
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +26,25 @@ def slurm_cluster() -> Iterator[slurmcluster.SlurmCluster]:
     cluster = slurmcluster.SlurmCluster()
     yield cluster
     cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[RayHead]:
+    """A Ray of our own."""
+    head = RayHead(gpus=2)
+    try:
+        head.start()
+        yield head
+    finally:
+        head.close()
+
+
+@pytest.fixture
+def ray(ray_head: RayHead, state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> RayHead:
+    """That Ray, found by what the test starts."""
+    monkeypatch.setenv("GPUSCHED_RAY_ADDRESS", ray_head.url)
+    monkeypatch.setenv("GPUSCHED_RAY_TOKEN_FILE", str(ray_head.token_file))
+    return ray_head
 
 
 @pytest.fixture

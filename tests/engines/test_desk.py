@@ -42,6 +42,7 @@ class Scripted:
     name: str = "scripted"
     up: bool = True
     gpus: int = 1
+    orders: bool = True
     raises: Exception | None = None  # at the next submit
     takes: bool = True  # the job, even where it raises
     jobs: dict[str, EngineJob] = field(default_factory=dict)
@@ -50,7 +51,7 @@ class Scripted:
     cancels: list[str] = field(default_factory=list)
 
     def capabilities(self) -> Capabilities:
-        return Capabilities(settle_s=0.0)
+        return Capabilities(settle_s=0.0, orders=self.orders)
 
     def ping(self, timeout: float) -> Health:
         return Health(up=self.up, text="its head does not answer" * (not self.up), gpus=self.gpus)
@@ -170,6 +171,21 @@ def test_only_the_window_is_handed_over_in_our_order(counter: Counter) -> None:
     last = counter.show(counter.store.jobs()[8])
     assert last.reason is not None
     assert last.reason.text == "waits for scripted: 9 jobs ahead"
+
+
+def test_an_engine_without_an_order_gets_only_what_fits_its_gpus(counter: Counter) -> None:
+    counter.engine.orders, counter.engine.gpus = False, 3
+    one, _, last = (
+        counter.submit(name, request=Request(gpus=gpus))
+        for name, gpus in (("one", 1), ("three", 3), ("last", 1))
+    )
+    counter.round(2)
+    assert [key[29:32] for key in counter.engine.submits] == ["one"], "nobody passes the wide one"
+    assert (counter.show(last).reason or pytest.fail("no reason")).text.endswith("2 jobs ahead")
+    counter.engine.run(*counter.engine.jobs)
+    counter.round(2)
+    assert counter.show(one).state is JobState.COMPLETED
+    assert [key[27:32] for key in counter.engine.submits[1:]] == ["three"]
 
 
 def test_a_full_window_makes_room_for_a_higher_priority(counter: Counter) -> None:

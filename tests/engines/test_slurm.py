@@ -13,6 +13,8 @@ from helpers import wait_until
 
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Settings
+from gpusched_ipy.engines import EngineState
+from gpusched_ipy.engines.registry import make_engine
 from gpusched_ipy.engineslist import listed
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.handle import submit
@@ -104,6 +106,13 @@ def test_a_frozen_and_a_dead_controller_cost_no_job(
     slurm.start_controller()
     assert ended(queue, dead).state is JobState.COMPLETED
     assert counted() == ["frozen", "dead"]
+
+
+def test_more_jobs_than_one_argument_holds_are_asked_for(slurm: SlurmCluster) -> None:
+    keys = [f"{number:032x}-1-beef" for number in range(5000)]
+    found = make_engine("slurm", Settings.load()).status(keys)
+    assert found.keys() == set(keys)
+    assert {status.state for status in found.values()} == {EngineState.UNKNOWN}
 
 
 def test_a_function_and_its_result_go_through_a_folder(queue: Queue, slurm: SlurmCluster) -> None:
