@@ -29,7 +29,7 @@ from gpusched_ipy.process import start_ticks
 from tests.engines.ray_head import RayHead
 
 # A Ray head takes 4 to 7 s to start, each job 2 s to begin; a loaded machine many times that.
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300, func_only=True)]
 SLOW_S = 120.0
 
 
