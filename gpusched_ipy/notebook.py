@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpusched_ipy import framework, replay
+from gpusched_ipy.facts import facts
 from gpusched_ipy.folding import ranges, told
 from gpusched_ipy.job import Job, JobKind, JobState
 from gpusched_ipy.joblog import SHOWN_KINDS, follow, shown, written
@@ -86,13 +87,7 @@ class Notebook:
         if asked.json:
             _print_json(record)
             return
-        record["request"] = {name: value for name, value in record["request"].items() if value}
-        rows = [
-            (key, clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
-            for key, value in record.items()
-            if value not in (None, [], {})
-        ]
-        self._table(("job", str(job.id)), rows, None)
+        self._table(("job", str(job.id)), facts(record), None)
         if self._transcript(job) is None:
             return
         for output in shown(self._queue, job):

@@ -13,6 +13,7 @@ from gpusched_ipy.agent import ask_to_leave, run_foreground, running_agent
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Settings
 from gpusched_ipy.errors import UserError
+from gpusched_ipy.facts import facts
 from gpusched_ipy.folding import told
 from gpusched_ipy.job import Job, JobState
 from gpusched_ipy.look import damage, job_record, job_records, job_table
@@ -163,10 +164,8 @@ def _show(terminal: Terminal) -> int:
     if terminal.asked.json:
         _print_json(record)
         return DONE
-    for key, value in record.items():
-        if value not in (None, [], {}):
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            print(f"{key:<18} {clean(text)}")
+    for name, text in facts(record):
+        print(f"{name:<20} {text}")
     for event in queue.events(job.id):
         at = terminal_time(event.at)
         data = ", ".join(f"{name} {value}" for name, value in event.data.items() if value)

@@ -141,6 +141,30 @@ def test_shell_cwd_and_env_reach_the_job(fake: FakeScript, tmp_path: Path) -> No
     assert job(number)["state"] == "failed"
 
 
+def facts_of(reference: str) -> dict[str, str]:
+    lines = gpusched("show", reference).out.splitlines()
+    return {line[:20].rstrip(): line[20:].strip() for line in lines if not line.startswith("20")}
+
+
+def test_show_tells_people_what_is_known_and_no_more(fake: FakeScript) -> None:
+    given = ["--mem", "2G", "--time", "2h", "--retries", "2", "--label", "team=a b", "-n", "prep"]
+    number = submit(*given, "--", "sh", "-c", "exit 0")
+    submit("--after", "prep", "--hold", "-n", "next", "--", "true")
+    gpusched("wait", str(number))
+    told = facts_of("prep")
+    assert told["request"].startswith("gpus 1, mem 2.0 GiB, time 2 h 00, retries 2, retry delay ")
+    assert told["labels"] == "team=a b"
+    assert told["argv"].endswith("sh -c 'exit 0'")
+    assert (told["exit code"], told["state"], told["priority"]) == ("0", "completed", "0")
+    assert not told.keys() & {"engine", "held", "oom", "retried", "usage", "array", "error"}
+    told = {
+        line[:20].rstrip(): line[20:].strip() for line in gpusched("show", "2").out.splitlines()
+    }
+    assert told["held"] == "yes"
+    assert told["request"] == "gpus 1, after 1"
+    assert "{" not in "".join(told.values())
+
+
 def test_verbs_change_waiting_jobs(fake: FakeScript) -> None:
     fake.busy()
     for name in ("a", "b", "c"):
