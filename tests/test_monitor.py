@@ -397,6 +397,9 @@ from gpusched_ipy.backends.fake import FakeBackend
 from gpusched_ipy.config import Settings
 from gpusched_ipy.monitor import Monitor
 
+def say(**words):  # in one piece: a fork copies what print() still has in its buffer
+    os.write(1, (json.dumps(words) + "\\n").encode())
+
 state, script = Path(sys.argv[1]), Path(sys.argv[2])
 interval, pace = float(sys.argv[3]), sys.argv[4]
 
@@ -405,7 +408,7 @@ class Counting(FakeBackend):
     def read(self, detail=Detail.FULL):
         Counting.reads += 1
         if pace == "hang":
-            print(json.dumps({"hangs": True}), flush=True)
+            say(hangs=True)
             threading.Event().wait()
         return super().read(detail)
 
@@ -415,10 +418,8 @@ seen = 0
 def show(snapshot):
     global seen
     seen += 1
-    print(json.dumps({"seen": seen, "reads": Counting.reads, "owner": monitor.sharing,
-                      "problem": snapshot.problem,
-                      "utilization": [gpu.utilization for gpu in snapshot.gpus],
-                      "why": monitor.explanation}), flush=True)
+    say(seen=seen, reads=Counting.reads, owner=monitor.sharing, problem=snapshot.problem,
+        utilization=[gpu.utilization for gpu in snapshot.gpus], why=monitor.explanation)
 monitor.listen(show)
 monitor.want("test")
 if pace == "fork":
@@ -426,7 +427,7 @@ if pace == "fork":
         threading.Event().wait(0.01)
     if os.fork() == 0:
         assert monitor.latest() is None and monitor.history(60) == ()
-        print(json.dumps({"child": monitor.read_now(10.0).problem, "pid": os.getpid()}), flush=True)
+        say(child=monitor.read_now(60.0).problem, pid=os.getpid())
         sys.stdin.read()
         os._exit(0)
 sys.stdin.read()

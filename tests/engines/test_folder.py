@@ -46,7 +46,7 @@ def shell_sleep(tmp_path: Path) -> Iterator[tuple[JobFolder, subprocess.Popen[by
     with node(folder) as process:
         wait_until(lambda: folder.logs(0))
         yield folder, process
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
 
 
 def test_a_folder_is_private_and_its_job_runs_once(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_node_program_that_is_killed_takes_its_command_with_it(tmp_path: Path)
     with node(folder) as process:
         command = int(wait_until(lambda: folder.logs(0)))
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
     wait_until(lambda: start_ticks(command) is None, 60, "the end of the command")
     assert folder.result() is None, "nobody has seen how it ended"
 
