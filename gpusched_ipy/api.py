@@ -45,6 +45,7 @@ from gpusched_ipy.statedir import StateDir, open_state_dir
 from gpusched_ipy.store import Event, Store
 from gpusched_ipy.submission import Composer, Draft, Submission, Work
 from gpusched_ipy.summon import ensure_agent
+from gpusched_ipy.wishes import AT_ONCE
 from gpusched_ipy.writelock import GIVE_UP_S
 
 # How long a reading may take when a submit asks whether the machine could ever run the job.
@@ -52,6 +53,9 @@ _READING_S = 3.0
 # While waiting, how often it is made sure that somebody is left who goes on with the queue.
 _MEND_S = 1.0
 
+
+_OPEN = frozenset(JobState) - FINAL
+_ENDED_BADLY = FINAL - {JobState.COMPLETED}
 
 # Inside the class below the name ``list`` is its method.
 _Jobs = list[Job]
@@ -278,8 +282,9 @@ class Queue:
 
     def cancel(self, *references: str | int) -> _Jobs:
         """Cancel jobs: pending ones at once, running ones are interrupted, terminated, killed."""
-        with self.store.writing():
-            jobs = [self.store.request_cancel(job_id) for job_id in self.resolve(references)]
+        jobs = self._each(
+            references, self.store.request_cancel, self.store.cancel_many, frozenset(JobState)
+        )
         for job in jobs:
             if job.ended:
                 environment.drop(self.state, job.spec.uid)
@@ -296,16 +301,21 @@ class Queue:
         As with every wish: of a range, a pattern or a sweep those jobs are meant to which it
         applies; a job named by its number must be one of them.
         """
-        return self._each(references, lambda job_id: self.store.set_held(job_id, True), _pending)
+        return self._hold(references, True)
 
     def release(self, *references: str | int) -> _Jobs:
         """Release held jobs."""
-        return self._each(references, lambda job_id: self.store.set_held(job_id, False), _pending)
+        return self._hold(references, False)
 
     def set_priority(self, references: Iterable[str | int], priority: int) -> _Jobs:
         """Give jobs another priority; higher runs first."""
         value = parse_priority(priority)
-        return self._each(references, lambda job_id: self.store.set_priority(job_id, value), _open)
+        return self._each(
+            references,
+            lambda job_id: self.store.set_priority(job_id, value),
+            lambda ids: self.store.prioritize_many(ids, value),
+            _OPEN,
+        )
 
     def top(self, reference: str | int) -> Job:
         """Move a job (or a sweep) to the front: its priority becomes one more than the highest that
@@ -323,7 +333,7 @@ class Queue:
         Raises:
             UserError: a job has not ended, or it is a cell whose kernel is gone.
         """
-        return self._each(references, self._requeue_one, _ended_badly)
+        return self._each(references, self._requeue_one, self._requeue_many, _ENDED_BADLY)
 
     def drain(self, why: str = "drained by its user") -> None:
         """Start nothing more; what runs goes on."""
@@ -397,18 +407,54 @@ class Queue:
 
     # -- inside
 
+    def _hold(self, references: Iterable[str | int], held: bool) -> _Jobs:
+        return self._each(
+            references,
+            lambda job_id: self.store.set_held(job_id, held),
+            lambda ids: self.store.hold_many(ids, held),
+            frozenset({JobState.PENDING}),
+        )
+
     def _each(
         self,
         references: Iterable[str | int],
         act: Callable[[int], Job],
-        applies: Callable[[Job], bool],
+        act_on_many: Callable[[Sequence[int]], None],
+        applies: frozenset[JobState],
     ) -> _Jobs:
+        """Do one thing to all that is named: in one write, or many jobs in several.
+
+        Args:
+            applies: to jobs in which states; of a group only those are meant.
+        """
+        asked = list(references)
         with self.store.writing():
-            wanted: dict[int, None] = {}
-            for one in named(self.store, references):
-                ids = [number for number in one.ids if applies(self.store.job(number))]
-                wanted |= dict.fromkeys(one.ids if one.exact or not ids else ids)
-            return [act(job_id) for job_id in wanted]
+            wanted = self._wanted(asked, applies)
+            if len(wanted) <= AT_ONCE:
+                return [act(job_id) for job_id in wanted]
+            for job_id, fits in wanted.items():
+                if not fits:
+                    act(job_id)  # says why not, before anything is changed
+        act_on_many([job_id for job_id, fits in wanted.items() if fits])
+        return self.store.those(list(wanted))
+
+    def _wanted(
+        self, references: Iterable[str | int], applies: frozenset[JobState]
+    ) -> dict[int, bool]:
+        """The jobs that are meant, and to which of them it applies."""
+        wanted: dict[int, bool] = {}
+        for one in named(self.store, references):
+            states = self.store.states(one.ids)
+            fits = {number: states.get(number) in applies for number in one.ids}
+            ids = one.ids if one.exact or not any(fits.values()) else filter(fits.get, one.ids)
+            wanted |= {number: fits[number] for number in ids}
+        return wanted
+
+    def _requeue_many(self, ids: Sequence[int]) -> None:
+        for start in range(0, len(ids), AT_ONCE):
+            with self.store.writing():
+                for job_id in ids[start : start + AT_ONCE]:
+                    self._requeue_one(job_id)
 
     def _requeue_one(self, job_id: int) -> Job:
         job = self.store.job(job_id)
@@ -431,18 +477,6 @@ class Queue:
 
 def _nothing(_uid: str) -> None:
     """There is nothing to undo."""
-
-
-def _pending(job: Job) -> bool:
-    return job.state is JobState.PENDING
-
-
-def _open(job: Job) -> bool:
-    return not job.ended
-
-
-def _ended_badly(job: Job) -> bool:
-    return job.ended and job.state is not JobState.COMPLETED
 
 
 def _opened(settings: Settings) -> StateDir:

@@ -157,6 +157,11 @@ class Database:
         )
         return int(done.lastrowid or 0)
 
+    def _last(self, table: str) -> int:
+        """The largest number that a row of this table has ever had."""
+        row = self._first("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,))
+        return 0 if row is None else int(row["seq"])
+
     def _query(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._mutex, _readable_errors(self.state):
             self._check_process()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from gpusched_ipy.database import Database
 from gpusched_ipy.errors import DamagedJobError, JobNotFoundError
 from gpusched_ipy.job import Job, JobKind, JobState
 from gpusched_ipy.process import ProcessId, boot_id
-from gpusched_ipy.rows import in_this_boot, to_job
+from gpusched_ipy.rows import checksum, in_this_boot, to_job
 from gpusched_ipy.statedir import StateDir
 
 OPEN_STATES = "('pending','starting','running')"
@@ -101,7 +101,10 @@ class Lookup(Database):
             " priority - submitted_at / ? DESC, id LIMIT ? OFFSET ?",
             (aging_s, limit, offset),
         )
-        ids = [row["id"] for row in rows]
+        return self.those([row["id"] for row in rows])
+
+    def those(self, ids: Sequence[int]) -> list[Job]:
+        """The jobs of these ids, in that order; without those that cannot be read."""
         found = {
             job.id: job
             for job in self._many(
@@ -204,6 +207,14 @@ class Lookup(Database):
             with suppress(DamagedJobError):
                 found.append(self._read(row))
         return found
+
+    def _undamaged(self, rows: Iterable[Any]) -> Iterator[Any]:
+        """Those of these rows that are as they were written."""
+        for row in rows:
+            if self.read_only is None and checksum(row) != row["crc"]:
+                self._damaged.add(row["id"])
+            else:
+                yield row
 
     def _read(self, row: Any) -> Job:
         now = self._clock.now()

@@ -11,7 +11,7 @@ from typing import Any
 from gpusched_ipy import framework, replay
 from gpusched_ipy.facts import facts
 from gpusched_ipy.folding import ranges, told
-from gpusched_ipy.job import Job, JobKind, JobState
+from gpusched_ipy.job import FINAL, Job, JobKind, JobState
 from gpusched_ipy.joblog import SHOWN_KINDS, follow, shown, written
 from gpusched_ipy.kernel import KernelSession
 from gpusched_ipy.lines import Arguments, parse_queue
@@ -124,9 +124,9 @@ class Notebook:
         sys.stdout.write(text.rest())
 
     def _cancel(self, asked: Arguments) -> None:
-        ids = self._queue.resolve(asked.ids)
-        before = {job_id for job_id in ids if self._queue.show(job_id).ended}
-        jobs = self._queue.cancel(*ids)
+        states = self._queue.store.states(self._queue.resolve(asked.ids))
+        before = {job_id for job_id, state in states.items() if state in FINAL}
+        jobs = self._queue.cancel(*asked.ids)
         named = {part.strip() for text in asked.ids for part in text.split(",")}
         new = [job for job in jobs if job.id not in before]
         # Of a sweep those are meant that are not over yet.

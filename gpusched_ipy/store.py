@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from gpusched_ipy.dbfile import check_room
 from gpusched_ipy.errors import UserError
@@ -20,19 +21,17 @@ from gpusched_ipy.job import (
     Job,
     JobSpec,
     JobState,
-    WaitCode,
-    WaitReason,
 )
 from gpusched_ipy.lookup import OPEN_STATES, Event, Lease
-from gpusched_ipy.moves import Moves
 from gpusched_ipy.process import ProcessId, boot_id
 from gpusched_ipy.retry import after_failure
 from gpusched_ipy.rows import key_of, to_row
+from gpusched_ipy.wishes import Wishes
 
 __all__ = ["Event", "Lease", "Store"]
 
 
-class Store(Moves):
+class Store(Wishes):
     """The one record of a user on a machine."""
 
     def submit(self, spec: JobSpec) -> Job:
@@ -54,9 +53,54 @@ class Store(Moves):
             UserError, StoreError: as :meth:`submit`.
         """
         check_room(self.state)
+        jobs: list[Job] = []
+        if 1 < len(specs) == len({spec.uid for spec in specs if spec.key is None}):
+            jobs = [self._new(spec) for spec in specs]
+        # What takes long is done before anybody is kept waiting for us.
+        rows = [to_row(job, boot_id()) for job in jobs]
         with self.writing():
+            if rows and not self._any_known(specs):
+                first = self._insert_new(rows)
+                return [replace(job, id=number) for number, job in enumerate(jobs, first)]
             again = self._arrays_by_key(specs)
             return [self._submit_one(spec, again) for spec in specs]
+
+    def _new(self, spec: JobSpec) -> Job:
+        now = self._clock.now()
+        return Job(
+            id=0,
+            spec=spec,
+            state=JobState.PENDING,
+            priority=spec.priority,
+            held=spec.held,
+            submitted_at=now.wall,
+            queued_mono=now.mono,
+        )
+
+    def _any_known(self, specs: Sequence[JobSpec]) -> bool:
+        uids = json.dumps([spec.uid for spec in specs])
+        query = "SELECT 1 FROM jobs WHERE uid IN (SELECT value FROM json_each(?)) LIMIT 1"
+        return self._first(query, (uids,)) is not None
+
+    def _insert_new(self, rows: Sequence[dict[str, Any]]) -> int:
+        """Insert new jobs with their events; the id of the first, the others follow."""
+        self._check_queue_has_room(len(rows))
+        first, rev = self._last("jobs") + 1, self._last("events") + 1
+        wall = self._clock.now().wall
+        names = [*rows[0], "id", "rev"]
+        marks = ", ".join(f":{name}" for name in names)
+        new = [{**row, "id": first + n, "rev": rev + n} for n, row in enumerate(rows)]
+        self._db.executemany(f"INSERT INTO jobs ({', '.join(names)}) VALUES ({marks})", new)
+        for row in new:
+            told = {"held": bool(row["held"]), "priority": row["priority"]}
+            row |= {"at": wall, "told": json.dumps(told)}
+        self._db.executemany(
+            "INSERT INTO events (id, at, job_id, what, data)"
+            " VALUES (:rev, :at, :id, 'submitted', :told)",
+            new,
+        )
+        self._rang = True
+        return first
 
     def _submit_one(self, spec: JobSpec, again: Mapping[str, str]) -> Job:
         known = self._one("SELECT * FROM jobs WHERE uid = ?", (spec.uid,))
@@ -73,16 +117,7 @@ class Store(Moves):
             env = {**spec.env, "GPUSCHED_ARRAY_ID": array.id} if spec.env else spec.env
             spec = replace(spec, array=array, env=env)
         self._check_queue_has_room()
-        now = self._clock.now()
-        job = Job(
-            id=0,
-            spec=spec,
-            state=JobState.PENDING,
-            priority=spec.priority,
-            held=spec.held,
-            submitted_at=now.wall,
-            queued_mono=now.mono,
-        )
+        job = self._new(spec)
         row = to_row(job, boot_id()) | {"rev": 0}
         names = ", ".join(row)
         marks = ", ".join(f":{name}" for name in row)
@@ -109,23 +144,26 @@ class Store(Moves):
                 found[array.id] = place.id
         return found
 
-    def _check_queue_has_room(self) -> None:
-        """Refuse a job beyond the cap; counted only where there could be so many."""
+    def _check_queue_has_room(self, more: int = 1) -> None:
+        """Refuse jobs beyond the cap; counted only where there could be so many."""
         first = self._first(
             "SELECT id FROM jobs INDEXED BY jobs_open"
             f" WHERE state IN {OPEN_STATES} ORDER BY id LIMIT 1"
         )
-        last = self._first("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'")
-        if first is None or last is None or last["seq"] - first["id"] + 1 < MAX_QUEUED:
+        if first is None or self._last("jobs") - first["id"] + 1 + more <= MAX_QUEUED:
             return
         counted = self._first(
             "SELECT count(*) AS jobs FROM"
             f" (SELECT 1 FROM jobs WHERE state IN {OPEN_STATES} LIMIT ?)",
             (MAX_QUEUED,),
         )
-        if counted is not None and counted["jobs"] >= MAX_QUEUED:
+        held = 0 if counted is None else int(counted["jobs"])
+        if held + more > MAX_QUEUED:
+            full = f"the queue holds {held} jobs"
             raise UserError(
-                f"the queue holds {counted['jobs']} jobs, the most it takes; cancel some first"
+                f"{full}, the most it takes; cancel some first"
+                if more == 1
+                else f"{full} and takes {MAX_QUEUED}: {more} more are too many; cancel some first"
             )
 
     def claim(
@@ -235,14 +273,8 @@ class Store(Moves):
     def _hold_if_failing(self, job: Job) -> None:
         """Hold the rest of a sweep whose members fail one after the other."""
         why = self.failing_fast(job)
-        if why is None or job.spec.array is None:
-            return
-        for other in self.array(job.spec.array.id):
-            if other.state is JobState.PENDING and not other.held:
-                held = replace(other, held=True, hold_reason=why)
-                self._put(held, "held", {"why": why})
-                reason = WaitReason(code=WaitCode.HELD, text=f"held: {why}")
-                self.set_reasons({other.id: reason})
+        if why is not None and job.spec.array is not None:
+            self.hold_rest(job.spec.array.id, why)
 
     def end_pending(self, job: Job, state: JobState, error: str | None) -> Job:
         """Pending → cancelled, failed or lost: it never began."""
@@ -341,39 +373,3 @@ class Store(Moves):
             data = {"used": job.peak_mem_bytes, "declared": job.request.mem_bytes, "ends": ends}
             self._put(replace(current, peak_mem_bytes=job.peak_mem_bytes), "over memory", data)
         return True
-
-    def request_cancel(self, job_id: int) -> Job:
-        """Record the wish; a pending job is cancelled at once, an ended one stays as it is."""
-        with self.writing():
-            job = self.job(job_id)
-            if job.state in FINAL:
-                return job
-            if job.state is JobState.PENDING:
-                return self._end(replace(job, cancel_requested=True), JobState.CANCELLED)
-            return self._put(replace(job, cancel_requested=True), "cancel requested", {})
-
-    def set_held(self, job_id: int, held: bool) -> Job:
-        """Hold or release a pending job.
-
-        Raises:
-            UserError: it is no longer pending.
-        """
-        with self.writing():
-            job = self.job(job_id)
-            if job.state is not JobState.PENDING:
-                verb = "held" if held else "released"
-                raise UserError(f"job {job_id} is {job.state}; only a pending job can be {verb}")
-            job = replace(job, held=held, hold_reason=None)
-            return self._put(job, "held" if held else "released", {})
-
-    def set_priority(self, job_id: int, priority: int) -> Job:
-        """Give a job another priority (higher first).
-
-        Raises:
-            UserError: it has ended.
-        """
-        with self.writing():
-            job = self.job(job_id)
-            if job.state in FINAL:
-                raise UserError(f"job {job_id} is {job.state}; its priority cannot change any more")
-            return self._put(replace(job, priority=priority), "priority", {"priority": priority})

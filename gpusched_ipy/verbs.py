@@ -15,7 +15,7 @@ from gpusched_ipy.config import Settings
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.facts import facts
 from gpusched_ipy.folding import told
-from gpusched_ipy.job import Job, JobState
+from gpusched_ipy.job import FINAL, Job, JobState
 from gpusched_ipy.look import damage, job_record, job_records, job_table
 from gpusched_ipy.notify import ring_here
 from gpusched_ipy.options import job_fields
@@ -196,7 +196,8 @@ def _log(terminal: Terminal) -> int:
 
 def _cancel(terminal: Terminal) -> int:
     queue = terminal.queue
-    ended = {job_id for job_id in queue.resolve(terminal.asked.ids) if queue.show(job_id).ended}
+    states = queue.store.states(queue.resolve(terminal.asked.ids))
+    ended = {job_id for job_id, state in states.items() if state in FINAL}
     status = DONE
     jobs = queue.cancel(*terminal.asked.ids)
     new = [job for job in jobs if job.id not in ended]
