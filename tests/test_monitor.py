@@ -614,8 +614,10 @@ def test_another_configuration_is_neither_read_nor_disturbed(
     now = SystemClock().now()
     gone = reading(Instant(now.mono - 60, now.wall - 60))
     shared.path.unlink()
+    assert shared.newest() is None  # who publishes has looked
     shared.publish(gone)
     theirs = reading()
+    assert foreign.newest() is None
     foreign.publish(theirs)  # its publisher has not kept its promise: the file is free
     assert foreign.newest() == theirs
 
