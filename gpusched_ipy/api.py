@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpusched_ipy import environment
 from gpusched_ipy.attribution import attribute
@@ -33,11 +33,9 @@ from gpusched_ipy.job import (
     JobState,
 )
 from gpusched_ipy.locks import is_alive
-from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.naming import named, resolve
 from gpusched_ipy.optionvalues import parse_priority
 from gpusched_ipy.pretty import Drawn
-from gpusched_ipy.preview import Preview, preview
 from gpusched_ipy.reap import orphans, reap
 from gpusched_ipy.showing import JobList, jobs_drawn
 from gpusched_ipy.snapshot import Snapshot
@@ -47,6 +45,10 @@ from gpusched_ipy.submission import Composer, Draft, Submission, Work
 from gpusched_ipy.summon import ensure_agent
 from gpusched_ipy.wishes import AT_ONCE
 from gpusched_ipy.writelock import GIVE_UP_S
+
+if TYPE_CHECKING:  # loaded where readings and decisions are wanted: a submit is to be quick
+    from gpusched_ipy.monitor import Monitor
+    from gpusched_ipy.preview import Preview
 
 # How long a reading may take when a submit asks whether the machine could ever run the job.
 _READING_S = 3.0
@@ -160,6 +162,8 @@ class Queue:
         Raises:
             UserError: something that was asked for cannot be.
         """
+        from gpusched_ipy.preview import preview
+
         specs = self._draft(argv, asked).specs
         return preview(specs, self.store, self._watching(), self.settings, self.clock)
 
@@ -182,6 +186,8 @@ class Queue:
         )
 
     def _watching(self) -> Monitor:
+        from gpusched_ipy.monitor import Monitor
+
         self._monitor = self._monitor or Monitor(self.settings, self.clock, self.state.root)
         return self._monitor
 

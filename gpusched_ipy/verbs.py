@@ -9,15 +9,12 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from gpusched_ipy.agent import ask_to_leave, run_foreground, running_agent
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Settings
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.facts import facts
 from gpusched_ipy.folding import told
 from gpusched_ipy.job import FINAL, Job, JobState
-from gpusched_ipy.look import damage, job_record, job_records, job_table
-from gpusched_ipy.notify import ring_here
 from gpusched_ipy.options import job_fields
 from gpusched_ipy.terminal import DONE, FAILED, LogWriter, note, show_table
 from gpusched_ipy.view import JOB_COLUMNS, clean
@@ -70,6 +67,8 @@ def _submit(terminal: Terminal) -> int:
     queue = terminal.queue
     done = queue.submit_all(**wanted)
     if asked.json:
+        from gpusched_ipy.look import job_record
+
         _print_json([job_record(queue, job) for job in done.jobs])
     else:
         for job in done.jobs:
@@ -145,6 +144,8 @@ def _show_ledger(table: Table) -> int:
 
 
 def _show_jobs(terminal: Terminal, jobs: list[Job], *, fold: bool = False) -> int:
+    from gpusched_ipy.look import damage, job_records, job_table
+
     queue = terminal.queue
     if damaged := queue.store.damaged:
         note(damage(damaged))
@@ -158,6 +159,8 @@ def _show_jobs(terminal: Terminal, jobs: list[Job], *, fold: bool = False) -> in
 
 
 def _show(terminal: Terminal) -> int:
+    from gpusched_ipy.look import job_record
+
     queue = terminal.queue
     job = queue.show(terminal.asked.id)
     record = job_record(queue, job)
@@ -255,6 +258,8 @@ def _resume(terminal: Terminal) -> int:
 
 
 def _wait(terminal: Terminal) -> int:
+    from gpusched_ipy.notify import ring_here
+
     asked = terminal.asked
     try:
         jobs = terminal.queue.wait(*asked.ids, timeout=asked.timeout)
@@ -317,6 +322,8 @@ def _watch(terminal: Terminal) -> int:
 
 
 def _agent(terminal: Terminal) -> int:
+    from gpusched_ipy.agent import ask_to_leave, run_foreground, running_agent
+
     if terminal.asked.what == "run":
         note("the agent starts commands until it is interrupted (Ctrl-C); running jobs go on")
         run_foreground(terminal.settings)
