@@ -1,8 +1,9 @@
-"""What a shim costs before its command can begin: from cold until it waits for its order (Linux).
+"""What a shim adds to a command's start when none waits for its order: from cold (Linux, macOS).
 
-Beside the least that this Python can do: an isolated interpreter that only waits. Wall clock and
-CPU time of both, in turns; on a busy machine only the CPU time and the ratio say something.
-The agent keeps one shim started, so that a command waits for none of this.
+From the moment at which somebody sets out to start the command to the command's first instruction:
+once with Popen alone, once with a shim that is started for it, takes the claim over, and begins it.
+In turns; what the shim adds is the difference of each pair. The agent keeps one shim started, so
+that as a rule a command waits for none of this.
 
     python benchmarks/shim_start.py [--starts 20]
 """
@@ -12,49 +13,47 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from pathlib import Path
 
 from gpusched_ipy.config import Settings
-from gpusched_ipy.process import python_argv
+from gpusched_ipy.job import JobKind, JobSpec
+from gpusched_ipy.locks import Membership
+from gpusched_ipy.output import create_log, read_log
+from gpusched_ipy.runners.command import ParkedShim
+from gpusched_ipy.scheduler import Claim
 from gpusched_ipy.statedir import open_state_dir
 from gpusched_ipy.store import Store
 
 LIMIT_MS = 60.0
-# Whoever sleeps so long and uses no CPU waits for us.
-ASLEEP_S = 0.2
+ARGV = (sys.executable, "-I", "-S", "-c", "import time; print(time.monotonic())")
 
 
-def cost(argv: Sequence[str]) -> tuple[float, float]:
-    """Wall clock and CPU (ms) until a process waits for what its standard input will tell."""
-    ours, theirs = socket.socketpair()
-    begun = time.perf_counter()
-    with theirs:
-        child = subprocess.Popen(argv, stdin=theirs.fileno(), cwd="/")
-    with ours:
-        ready, used = _until_it_waits(child.pid)
-    assert child.wait() == 0
-    return (ready - begun) * 1e3, used * 1e3
+def bare() -> float:
+    """Milliseconds until the command's first instruction, without a shim."""
+    begun = time.monotonic()
+    done = subprocess.run(ARGV, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True)
+    return (float(done.stdout) - begun) * 1e3
 
 
-def _until_it_waits(pid: int) -> tuple[float, float]:
-    """When the process fell asleep for good, and the CPU time (s) it had used by then."""
-    clock = (~pid << 3) | 2  # the CPU clock of that process, clock_getcpuclockid(3)
-    since, before = time.perf_counter(), -1.0
-    while True:
-        used = time.clock_gettime(clock)
-        asleep = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
-        if used != before or not asleep:
-            since, before = time.perf_counter(), used
-        elif time.perf_counter() - since > ASLEEP_S:
-            return since, used
-        time.sleep(0.001)
+def cold(store: Store, member: str, number: int) -> float:
+    """The same under a shim of its own, which is not even started before."""
+    spec = JobSpec(uid=f"u{number}", kind=JobKind.COMMAND, name="probe", argv=ARGV, cwd="/")
+    job = store.claim(store.submit(spec), (), member=member)
+    assert job.attempt is not None
+    path = store.state.log(job.attempt)
+    log = create_log(path)
+    begun = time.monotonic()
+    shim = ParkedShim(store, log_cap=1 << 20)
+    assert shim.order(Claim(job=job, gpus=(), lock_fds=()), log)
+    os.close(log)
+    shim.dismiss()  # nobody here hears the end: it records that itself
+    while not store.job(job.id).ended:
+        time.sleep(0.02)
+    return (float(read_log(path)) - begun) * 1e3
 
 
 def main() -> None:
@@ -64,25 +63,21 @@ def main() -> None:
     starts = parser.parse_args().starts
     with tempfile.TemporaryDirectory() as folder:
         state = open_state_dir(Settings.load({"state_dir": f"{folder}/state"}, environ={}))
-        Store(state).close()
-        argv = {
-            "bare": [sys.executable, "-I", "-c", "import os; os.read(0, 1)"],
-            "shim": python_argv("shim", "--state-dir", str(state.root)),
-        }
-        for line in argv.values():
-            cost(line)  # compiles what was never run
+        store, member = Store(state), Membership(state)
+        cold(store, member.key, 0)  # compiles what was never run
+        bare()
         # In turns: what else the machine does meets both alike.
-        figures: dict[str, list[tuple[float, float]]] = {name: [] for name in argv}
-        for _ in range(starts):
-            for name, line in argv.items():
-                figures[name].append(cost(line))
+        pairs = [(bare(), cold(store, member.key, number + 1)) for number in range(starts)]
+        time.sleep(0.5)  # shims that still leave write here
+        member.leave()
+        store.close()
+    without, with_shim = zip(*pairs, strict=True)
+    added = [under - alone for alone, under in pairs]
     found: dict[str, object] = {"limit_ms": LIMIT_MS, "load": os.getloadavg()[0]}
-    for name, costs in figures.items():
-        for place, what in enumerate(("wall", "cpu")):
-            values = sorted(pair[place] for pair in costs)
-            found[f"{name}_{what}_ms"] = {
-                "least": round(values[0], 1), "median": round(statistics.median(values), 1),
-            }  # fmt: skip
+    for name, values in (("popen", without), ("shim", with_shim), ("added", added)):
+        found[f"{name}_ms"] = {
+            "least": round(min(values), 1), "median": round(statistics.median(values), 1),
+        }  # fmt: skip
     print(json.dumps(found, indent=1))
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class Instant:
+# No dataclass: whatever a shim needs before its job begins does without, for they import slowly.
+class Instant(NamedTuple):
     """One moment on both clocks: ``mono`` decides, ``wall`` is for people and begin times."""
 
     mono: float  # s, the monotonic clock of this boot, the same in all processes

@@ -1,7 +1,8 @@
 """The file of the record: opened private, written under the queue lock, safe across forks.
 
-It knows no job; :mod:`~gpusched_ipy.lookup`, :mod:`~gpusched_ipy.roster` and
-:mod:`~gpusched_ipy.store` build on it and, with it, are all that speaks SQL.
+It knows no job; :mod:`~gpusched_ipy.takeover`, :mod:`~gpusched_ipy.lookup`,
+:mod:`~gpusched_ipy.roster` and :mod:`~gpusched_ipy.store` build on it and, with it, are all that
+speaks SQL.
 """
 
 from __future__ import annotations
@@ -59,9 +60,22 @@ class Database:
         self.read_only: str | None = None  # why, where a newer version has written the record
         self._reserved = False
         self._durable = True
+        self._rings = 0  # writes of this object that others should know of
+        self._rings_by: dict[int, int] = {}  # the same of each thread
+        self._seen: dict[int, tuple[int, int]] = {}  # by each thread
+        self._damaged: set[int] = set()  # the jobs that were found so
         _OPEN.add(self)
         with self._mutex, self._queue_lock:
             self._db = self._open()
+
+    @classmethod
+    def over(cls, opened: Database) -> Self:
+        """``opened`` as one of this class: the same file, not opened again. It alone is used on."""
+        found = cls.__new__(cls)
+        vars(found).update(vars(opened))
+        _OPEN.discard(opened)
+        _OPEN.add(found)
+        return found
 
     def close(self) -> None:
         """Close the file; the object is of no use afterwards."""
@@ -100,6 +114,9 @@ class Database:
                 finally:
                     self._depth = 0
             if self._rang:
+                self._rings += 1
+                me = threading.get_ident()
+                self._rings_by[me] = self._rings_by.get(me, 0) + 1
                 # What is written stands, whether or not somebody can hear of it at once.
                 with suppress(OSError):
                     os.utime(self.state.bell)
@@ -107,6 +124,15 @@ class Database:
     def wait_for_ever(self) -> None:
         """From now on no write of this process gives up: a job depends on it."""
         self._queue_lock.patience_s = None
+
+    def changed_by_others(self) -> bool:
+        """Whether any other process or thread has written since this was last asked (µs)."""
+        with self._mutex:
+            (version,) = self._query("PRAGMA data_version")[0]
+            me = threading.get_ident()
+            now = (version, self._rings - self._rings_by.get(me, 0))
+            before, self._seen[me] = self._seen.get(me), now
+            return before != now
 
     def before_fork(self) -> Any:
         """Wait until no other thread is inside SQLite: a child could never take its locks back."""

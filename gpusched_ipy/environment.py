@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from gpusched_ipy.errors import StateDirError, UserError
-from gpusched_ipy.job import MAX_ENVIRONMENT_BYTES
 from gpusched_ipy.statedir import StateDir, create_private, read_private
 
 _NAMES = frozenset(
@@ -60,6 +59,8 @@ def named(wanted: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:
         if not given and name not in environ:
             raise UserError(f"--env {name}: the variable is not set here; write --env {name}=VALUE")
         found[name] = value if given else environ[name]
+    from gpusched_ipy.job import MAX_ENVIRONMENT_BYTES
+
     size = sum(len(name) + len(value) for name, value in found.items())
     if size > MAX_ENVIRONMENT_BYTES:
         raise UserError(f"--env gives {size} bytes; at most {MAX_ENVIRONMENT_BYTES} are taken")

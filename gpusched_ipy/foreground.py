@@ -23,10 +23,11 @@ from gpusched_ipy.job import Job, JobKind, JobState
 from gpusched_ipy.locks import Membership
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.news import News
+from gpusched_ipy.outcome import Outcome, record
 from gpusched_ipy.process import ProcessId, become_subreaper, end_tree
 from gpusched_ipy.scheduler import Claim, Scheduler
-from gpusched_ipy.shim import Outcome, record, supervise
 from gpusched_ipy.snapshot import Gpu
+from gpusched_ipy.supervision import supervise
 
 _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 _ENDS_WAITING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from gpusched_ipy.locks import log_is_held
 from gpusched_ipy.statedir import open_existing
-from gpusched_ipy.text import format_bytes
 
 # Seconds between two looks: while the log grows, and at most while it does not. What is written
 # between two looks may lie on the disk beyond the cap for that long.
@@ -31,6 +30,8 @@ _MARK = re.compile(rb"\n\xe2\x80\xa6 [0-9.]+ [KMGT]?i?B cut \(([0-9]+) bytes\) \
 
 def mark(cut: int) -> bytes:
     """The line that stands for ``cut`` bytes of a log."""
+    from gpusched_ipy.text import format_bytes
+
     return f"\n… {format_bytes(cut)} cut ({cut} bytes) …\n".encode()
 
 

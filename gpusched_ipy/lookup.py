@@ -8,13 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from gpusched_ipy.clock import Clock
 from gpusched_ipy.database import Database
 from gpusched_ipy.errors import DamagedJobError, JobNotFoundError
 from gpusched_ipy.job import Job, JobKind, JobState
 from gpusched_ipy.process import ProcessId, boot_id
-from gpusched_ipy.rows import checksum, in_this_boot, to_job
-from gpusched_ipy.statedir import StateDir
+from gpusched_ipy.rows import in_this_boot, to_job
+from gpusched_ipy.rowsum import checksum
 
 OPEN_STATES = "('pending','starting','running')"
 LARGEST_ID = 2**63 - 1  # SQLite takes no larger number
@@ -45,12 +44,6 @@ class Event:
 
 class Lookup(Database):
     """Everything that can be asked about jobs."""
-
-    def __init__(
-        self, state: StateDir, clock: Clock | None = None, *, patience_s: float | None = None
-    ) -> None:
-        self._damaged: set[int] = set()
-        super().__init__(state, clock, patience_s=patience_s)
 
     def job(self, job_id: int) -> Job:
         """The job of that id.

@@ -6,30 +6,15 @@ Descriptive only: who lives, the alive locks say.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 
-from gpusched_ipy._version import __version__
-from gpusched_ipy.database import Database
 from gpusched_ipy.job import Member
-from gpusched_ipy.process import ProcessId, boot_id
+from gpusched_ipy.process import boot_id
+from gpusched_ipy.takeover import TakeOver
 
 
-class Roster(Database):
+class Roster(TakeOver):
     """The members of the queue and its drain."""
-
-    def join(self, key: str, kind: str, label: str) -> None:
-        """Describe a new member; its alive lock is what counts."""
-        me = ProcessId.of(os.getpid())
-        with self.writing():
-            self._db.execute(
-                "INSERT INTO members (key, kind, pid, start_ticks, boot, label, version, joined_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    *(key, kind, os.getpid(), me.start_ticks if me else None, boot_id()),
-                    *(label, __version__, self._clock.now().wall),
-                ),
-            )
 
     def leave(self, key: str) -> None:
         """Forget a member that has left or died."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
@@ -21,20 +20,7 @@ from gpusched_ipy.job import (
     WaitCode,
     WaitReason,
 )
-
-# Columns that stand in Job under the same name and need no conversion.
-_PLAIN = (
-    *("priority", "member", "epoch", "attempt", "attempts", "submitted_at", "queued_mono"),
-    *("started_at", "started_mono", "ended_at", "run_s", "exit_code", "signal", "error"),
-    *("peak_mem_bytes", "mean_utilization", "energy_j"),
-)
-# Every column that crc covers, in the order in which it is computed.
-COLUMNS = (
-    *("uid", "kind", "name", "spec", "home", "state", "held", "cancel_requested", "gpus", "boot"),
-    *_PLAIN,
-)
-# Columns of later schemas. crc covers those that have a value, so that older rows keep theirs.
-LATER = ("retried", "requeued", "oom", "oom_retried", "not_before", "hold_reason")
+from gpusched_ipy.rowsum import LATER, PLAIN, checksum
 
 _NAMES: dict[type, dict[str, None]] = {
     kind: dict.fromkeys(item.name for item in fields(kind))
@@ -44,7 +30,7 @@ _NAMES: dict[type, dict[str, None]] = {
 
 def to_row(job: Job, boot: str) -> dict[str, Any]:
     """The columns of ``job``, crc included; its monotonic times belong to ``boot``."""
-    row: dict[str, Any] = {name: getattr(job, name) for name in _PLAIN}
+    row: dict[str, Any] = {name: getattr(job, name) for name in PLAIN}
     row |= {
         "uid": job.spec.uid,
         "kind": str(job.kind),
@@ -92,7 +78,7 @@ def to_job(row: Mapping[str, Any], *, newer: bool = False) -> Job:
         reason=reason,
         reason_since=row["reason_since"],
         **_later(row),
-        **{name: row[name] for name in _PLAIN},
+        **{name: row[name] for name in PLAIN},
     )
 
 
@@ -101,14 +87,6 @@ def key_of(spec: JobSpec) -> str | None:
     if spec.key is None or spec.array is None:
         return spec.key
     return json.dumps([spec.key, sorted(spec.sweep.items())], ensure_ascii=True)
-
-
-def checksum(row: Mapping[str, Any]) -> int:
-    """CRC-32 of the columns that must never change by accident."""
-    values = [row[name] for name in COLUMNS]
-    if LATER[0] in row.keys():  # noqa: SIM118 - a row of SQLite looks among its values
-        values += [[name, row[name]] for name in LATER if row[name]]
-    return zlib.crc32(json.dumps(values, ensure_ascii=True).encode("ascii"))
 
 
 def _later(row: Mapping[str, Any]) -> dict[str, Any]:

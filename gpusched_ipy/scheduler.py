@@ -8,20 +8,18 @@ knows what a runner does. One bad job never stops it.
 from __future__ import annotations
 
 import logging
-import os
-import select
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
 from gpusched_ipy import environment, policy
 from gpusched_ipy.arrears import Arrears
-from gpusched_ipy.bell import Bell
 from gpusched_ipy.config import LOCAL, Clock, Settings, SystemClock
-from gpusched_ipy.errors import GpuSchedError, StateDirError
+from gpusched_ipy.ears import Ears
+from gpusched_ipy.errors import DamagedJobError, GpuSchedError, JobNotFoundError, StateDirError
 from gpusched_ipy.holders import Holders
 from gpusched_ipy.job import (
     BOUND_KINDS,
@@ -33,8 +31,8 @@ from gpusched_ipy.job import (
 )
 from gpusched_ipy.locks import GpuLocks, Membership, alive_pid, is_alive
 from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.outcome import End, record
 from gpusched_ipy.outlook import Outlook
-from gpusched_ipy.process import ExitWatch
 from gpusched_ipy.reap import forget_dead_members, orphans, reap
 from gpusched_ipy.snapshot import Gpu, Snapshot
 from gpusched_ipy.statedir import shared_locks
@@ -45,6 +43,9 @@ _log = logging.getLogger(__name__)
 
 # Seconds between two looks at a queue in which nothing is open.
 REST_S = 30.0
+# After a hand-off the rest of the round waits so long: the next job begins first.
+HURRY_S = 0.02
+MOST_IN_A_ROW = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,22 +118,21 @@ class Scheduler:
         self._mutex = threading.RLock()
         self._arrears = Arrears()
         self._cancelling: set[tuple[int, int, str | None]] = set()
-        self._exits = ExitWatch()
+        self.ears = Ears(store)
+        self._told: list[End] = []
+        self._hurried = False  # the last round was left half done
+        self._in_a_row = 0  # hand-offs since the last whole round
         self._strangers: set[int] = set()  # watched processes on the GPUs that are no job of ours
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
-        self._wake_r, self._wake_w = os.pipe()
-        os.set_blocking(self._wake_w, False)
-        os.set_blocking(self._wake_r, False)
         self._unlisten = monitor.listen(lambda _snapshot: self.wake())
-        self._bell: Bell | None = None
 
     # -- the loop
 
     def start(self) -> None:
         """Run the loop in a daemon thread; starting twice changes nothing."""
         if self._thread is None:
-            self._bell = Bell(self.store.state.bell, self.wake)
+            self.ears.open()
             self._thread = threading.Thread(target=self.run, name="gpusched-loop", daemon=True)
             self._thread.start()
 
@@ -142,18 +142,14 @@ class Scheduler:
         self.wake()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=5.0)
-        if self._bell is not None:
-            self._bell.close()
-            self._bell = None
         self._unlisten()
         self._outlook.leave()
         self._turns.close()
-        self._exits.close()
+        self.ears.close()
 
     def wake(self) -> None:
         """Look at the queue now; callable from any thread, at any time."""
-        with suppress(BlockingIOError, OSError):
-            os.write(self._wake_w, b"x")
+        self.ears.call()
 
     def run(self) -> None:
         """Tick whenever something happens, until stopped."""
@@ -167,28 +163,28 @@ class Scheduler:
             self._sleep()
 
     def _sleep(self) -> None:
-        fds = [self._wake_r, *self._exits.fds]
-        waiting = select.poll()
-        for fd in fds:
-            waiting.register(fd, select.POLLIN)
+        if self._hurried:
+            # What has just been handed off begins now; meanwhile only another end is as urgent.
+            self._hurried = False
+            self.ears.wait_for_ends(HURRY_S)
+            return
         # With nothing open only the bell or a call wakes us (or, where somebody died before he
         # rang, the rest is over); else begin times and faults do too.
         rest_s = self._settings.sample_interval_s if self._open.jobs else REST_S
-        ready = waiting.poll(1000 * rest_s)
-        with self._mutex:
-            # An end left in the poll would wake us again and again until it is recorded.
-            ended = self._exits.told(fd for fd, _ in ready)
-            if ended & self._strangers:
+        if self.ears.wait(rest_s) & self._strangers:
+            with self._mutex:
                 self._outlook.read_now()  # the newest reading still shows him
-        with suppress(BlockingIOError):
-            os.read(self._wake_r, 65536)
 
     # -- one round
 
     def tick(self) -> None:
         """Look once, and start what can start; safe from any thread."""
+        self.store.changed_by_others()  # whatever is written from here on is news
+        if self._told and self._hand_off():
+            return  # the rest of the round comes soon
         claims: list[Claim] = []
         with self._mutex:
+            self._in_a_row = 0
             self._arrears.settle()
             self._open.refresh()
             if not self._open.jobs:
@@ -212,38 +208,86 @@ class Scheduler:
         with self._mutex:
             self._outlook.record_usage()
 
+    def _hand_off(self) -> bool:
+        """Record what shims have told, and start at once what can start now; whether any does.
+
+        Why others wait, and whatever else a round does, has time until after that.
+        """
+        claims: list[Claim] = []
+        with self._mutex:
+            ends, self._told = self._told, []
+            if not ends:
+                return False
+            try:
+                self._record_and_claim(ends, claims)
+            except BaseException:
+                for end in ends:
+                    end.answer(False)
+                raise
+        for claim in claims:
+            self._dispatch(claim)
+        for end in ends:
+            end.answer(True)
+        # Where one end follows the other the rest of the round must have its turn as well.
+        self._in_a_row += 1
+        self._hurried = bool(claims) and self._in_a_row <= MOST_IN_A_ROW
+        return self._hurried
+
+    def _record_and_claim(self, ends: Sequence[End], claims: list[Claim]) -> None:
+        with self._all_or_none(claims), self.store.writing(durable=False):
+            for end in ends:
+                # Nobody can record the end of a job that cannot be read.
+                with suppress(DamagedJobError, JobNotFoundError):
+                    record(self.store, end.job, end.outcome)
+                self.store.leave(end.member)
+            self._open.refresh()
+            if self._open.any_waits:
+                self._claim_next(claims, set())
+
     def _write(self, wanted: Sequence[policy.Start]) -> list[Claim]:
         """Reap, decide anew on what is true now, claim and note the reasons, all in one write."""
         claims: list[Claim] = []
-        try:
+        with self._all_or_none(claims):
             self._write_into(claims, {start.job_id for start in wanted})
+        return claims
+
+    @contextmanager
+    def _all_or_none(self, claims: list[Claim]) -> Iterator[None]:
+        """Where the write fails nothing of it has happened: nobody has these GPUs."""
+        try:
+            yield
         except BaseException:
-            # Nothing of it has happened: nobody has these GPUs.
             for claim in claims:
                 self._gpu_locks.close(claim.lock_fds)
             self._open.forget()
             raise
-        return claims
 
     def _write_into(self, claims: list[Claim], ready: set[int]) -> None:
         # A claim need not reach the disk by itself: no job begins before its ``take_over`` has.
         with self.store.writing(durable=False):
             reap(self.store, self._open.depend_on_members)
             self._open.refresh()
-            snapshot, held = self._outlook.look(), frozenset[str]()
-            decision = self._outlook.decide(snapshot)
+            decision, refused = self._claim_next(claims, ready)
             self._end_hopeless(decision)
-            refused, found = self._claim_each(decision.starts, claims, ready)
-            while found - held:
-                # A lock was refused that the record knows nothing of: perhaps another GPU is free.
-                held |= found
-                decision = self._outlook.decide(snapshot, held=held)
-                refused, found = self._claim_each(decision.starts, claims, ready)
             news = self._outlook.news({**decision.reasons, **refused})
             self.store.set_reasons(news)
             forget_dead_members(self.store, self._open.depend_on_members)
             self._open.refresh()
         self._outlook.told(news)
+
+    def _claim_next(
+        self, claims: list[Claim], ready: set[int]
+    ) -> tuple[policy.Decision, dict[int, WaitReason]]:
+        """Decide, and add what can be claimed to ``claims``; why the rest of it cannot."""
+        snapshot, held = self._outlook.look(), frozenset[str]()
+        decision = self._outlook.decide(snapshot)
+        refused, found = self._claim_each(decision.starts, claims, ready)
+        while found - held:
+            # A lock was refused that the record knows nothing of: perhaps another GPU is free.
+            held |= found
+            decision = self._outlook.decide(snapshot, held=held)
+            refused, found = self._claim_each(decision.starts, claims, ready)
+        return decision, refused
 
     def _end_hopeless(self, decision: policy.Decision) -> None:
         for job_id, why in decision.never.items():
@@ -376,6 +420,10 @@ class Scheduler:
         """Close our copies of the GPU locks: the job's own processes hold them now."""
         self._gpu_locks.close(claim.lock_fds)
 
+    def ended(self, end: End) -> None:
+        """A job is over: the next round, which comes at once, begins with that."""
+        self._told.append(end)
+
     @property
     def idle(self) -> bool:
         """Whether no job is open that this member could have to start or watch."""
@@ -441,19 +489,18 @@ class Scheduler:
 
     def _watch(self, snapshot: Snapshot | None) -> None:
         """Be woken by the end of whatever others wait for: members with jobs, strangers on GPUs."""
-        active = self._open.active
-        pids = {alive_pid(self.store.state, job.member) for job in active if job.member}
-        pids |= set(self._open.leaders())
+        unheard = [job for job in self._open.active if not self.ears.tells(job)]
+        pids = {alive_pid(self.store.state, job.member) for job in unheard if job.member}
+        leaders = self._open.leaders()
         self._strangers = set()
         if snapshot is not None and self._open.any_waits and snapshot.backend != "fake":
             self._strangers = set(_strangers(snapshot.gpus))
-            pids |= self._strangers
-        self._exits.watch(pid for pid in pids if pid and pid != os.getpid())
+        self.ears.watch({*pids, *leaders, *self._strangers}, leaders)
 
     def _rest(self) -> None:
         self._turns.close()
         self._outlook.rest()
-        self._exits.watch(())
+        self.ears.watch((), {})
         self._cancelling.clear()
 
 

@@ -1,70 +1,53 @@
 """The small process beside each command: it outlives notebook and agent and records the end.
 
 It takes the claim over (or finds itself fenced and leaves without a trace), starts the command in a
-session of its own, ends the whole tree on cancel or walltime, and writes the result. Whatever
+session of its own, and from then on sees it through (:mod:`gpusched_ipy.supervision`). Whatever
 happens to it, the job's own processes hold the locks that tell the truth.
+
+Until the command runs it imports as little as it can; one that is started in advance imports the
+rest while nothing is asked of it.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
-import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from typing import Any
 
 from gpusched_ipy import environment
-from gpusched_ipy.errors import DamagedJobError, StateDirError, StoreError
-from gpusched_ipy.job import BOUND_KINDS, Job, JobKind, JobState
+from gpusched_ipy.errors import StateDirError, StoreError
 from gpusched_ipy.locks import Membership
 from gpusched_ipy.logcap import LogCap
-from gpusched_ipy.process import (
-    ProcessId,
-    become_subreaper,
-    end_tree,
-    has_descendants,
-    survive_signals,
-)
-from gpusched_ipy.retry import may_be_tried_again
+from gpusched_ipy.process import ProcessId, become_subreaper, survive_signals
 from gpusched_ipy.statedir import StateDir
-from gpusched_ipy.store import Store
+from gpusched_ipy.takeover import TakeOver
 
-# How often zombies that a job's daemons leave to us are collected.
-_COLLECT_S = 60.0
-# First pause before an end that could not be recorded is recorded again (a full disk).
-_RETRY_S = 0.2
-_BELL, _EXIT = "bell", "exit"
+# What of a request makes another try possible: what the next one needs must be kept.
+_TRIED_AGAIN = ("retries", "requeue", "retry_oom")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How the command ended."""
-
-    state: JobState
-    exit_code: int | None = None
-    signal: int | None = None
-    error: str | None = None
-    oom: bool = False  # it ran out of GPU memory
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What the shim is to do: one claim of one job."""
+    """What the shim is to do: one claim of one job, as whoever started it has written it."""
 
-    job: int
-    epoch: int
-    claimed_by: str
-    env: Mapping[str, str]
-    log_fd: int
-    gpu_fds: tuple[int, ...]
-    log_cap: int  # bytes
+    __slots__ = ("claimed_by", "env", "epoch", "gpu_fds", "job", "log_cap", "log_fd")
+
+    def __init__(self, text: bytes, fds: Sequence[int]) -> None:
+        said: dict[str, Any] = json.loads(text)
+        self.job: int = said["job"]
+        self.epoch: int = said["epoch"]
+        self.claimed_by: str = said["claimed_by"]
+        self.env: dict[str, str] = said["env"]
+        self.log_cap: int = said["log_cap"]  # bytes
+        self.log_fd = fds[0]
+        self.gpu_fds = tuple(fds[1:])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -72,67 +55,75 @@ def main(argv: Sequence[str]) -> int:
     root = Path(argv[argv.index("--state-dir") + 1])
     survive_signals(signal.SIGINT, signal.SIGHUP)
     become_subreaper()
-    store = Store(StateDir(root))
-    order = _receive()
-    if order is not None:
-        _obey(store, order)
+    record = TakeOver(StateDir(root))
+    with socket.socket(fileno=os.dup(0)) as channel:
+        if not select.select([channel], [], [], 0)[0]:
+            record = _prepared(record)
+        order = _receive(channel)
+        if order is not None:
+            _obey(record, order, channel)
     return 0
 
 
-def _receive() -> Order | None:
+def _prepared(record: TakeOver) -> TakeOver:
+    """Nothing is asked yet: have ready whatever the job and its end will need."""
+    # Nothing that is imported becomes garbage.
+    gc.disable()
+    from gpusched_ipy import supervision  # noqa: F401 - the job's end will need it
+    from gpusched_ipy.store import Store
+
+    store = Store.over(record)
+    store.rehearse()
+    with suppress(OSError):
+        subprocess.Popen(["/nothing is here"], stdin=subprocess.DEVNULL, start_new_session=True)
+    gc.freeze()
+    gc.enable()
+    return store
+
+
+def _receive(channel: socket.socket) -> Order | None:
     """The order, or None when whoever had started us is gone without needing us."""
-    with socket.socket(fileno=os.dup(0)) as channel:
-        text, fds, _, _ = socket.recv_fds(channel, 65536, 256)
-        while more := channel.recv(65536):
-            text += more
-    if not text:
-        return None
-    return Order(log_fd=fds[0], gpu_fds=tuple(fds[1:]), **json.loads(text))
+    text, fds, _, _ = socket.recv_fds(channel, 65536, 256)
+    while not text.endswith(b"\n"):
+        more = channel.recv(65536)
+        if not more:
+            _close(fds)
+            return None
+        text += more
+    return Order(text, fds)
 
 
-def _obey(store: Store, order: Order) -> None:
-    membership = Membership(store.state)
-    with store.writing():
-        job = store.take_over(
+def _obey(record: TakeOver, order: Order, channel: socket.socket) -> None:
+    membership = Membership(record.state)
+    with record.writing():
+        row = record.begin(
             order.job, epoch=order.epoch, claimed_by=order.claimed_by, member=membership.key
         )
-        if job is not None:
-            store.join(membership.key, "shim", f"job {job.id}")
-    if job is not None:
-        with ExitStack() as later:
-            outcome = _run(store, job, order, later)
-            # None of its processes is left here; the lock is the truth, whatever can be recorded.
-            _close(order.gpu_fds)
-            try:
-                _end(store, job, outcome, membership.key)
-            except StoreError:
-                _insist(store, job, outcome, membership.key)
-    else:
-        _close(order.gpu_fds)
-    membership.leave()
-    # Not before the next job has heard of it: it costs milliseconds on some disks.
-    with suppress(OSError):
-        store.sync()
-    _call_agent(store)
-
-
-def _end(store: Store, job: Job, outcome: Outcome, member: str) -> None:
-    with store.writing(durable=False):
-        # Of a job that cannot be read in the record nothing can be recorded; nobody waits for it.
-        with suppress(DamagedJobError):
-            record(store, job, outcome)
-        store.leave(member)
-
-
-def _insist(store: Store, job: Job, outcome: Outcome, member: str) -> None:
-    """Record the end once it can be recorded: only this process knows how the job ended."""
-    pause = _RETRY_S
-    while store.state.database.exists():
-        time.sleep(pause)
-        pause = min(2 * pause, 10.0)
+        if row is not None:
+            record.join(membership.key, "shim", f"job {order.job}")
+    if row is None:
+        _close((order.log_fd, *order.gpu_fds))
+        membership.leave()
+        _call_agent(record)
+        return
+    log, child = None, None
+    failure: tuple[int | None, str] | None = None
+    try:
+        log = LogCap(record.state.log(row["attempt"]), order.log_cap)
+        child = _start(record.state, row, order)
+    except FileNotFoundError as exc:
+        failure = (127, f"cannot be run: {exc}")
+    except (OSError, StateDirError) as exc:
+        failure = (None if isinstance(exc, StateDirError) else 126, f"cannot be run: {exc}")
+    leader = None if child is None else ProcessId.of(child.pid)
+    if leader is not None:
+        # It runs; whether the record can say so at once or not.
         with suppress(StoreError):
-            _end(store, job, outcome, member)
-            return
+            record.set_process(row["attempt"], leader)
+    # Imported only now, where nothing was prepared: the job is running already.
+    from gpusched_ipy.supervision import Supervision
+
+    Supervision(record, row, membership, order.gpu_fds, channel).see_through(child, log, failure)
 
 
 def _close(fds: Iterable[int]) -> None:
@@ -140,71 +131,20 @@ def _close(fds: Iterable[int]) -> None:
         os.close(fd)
 
 
-def _run(store: Store, job: Job, order: Order, later: ExitStack) -> Outcome:
-    assert job.attempt is not None
-    try:
-        log = LogCap(store.state.log(job.attempt), order.log_cap)
-        child = _start(store, job, order)
-    except StateDirError as exc:
-        return Outcome(state=JobState.FAILED, error=f"cannot be run: {exc}")
-    except FileNotFoundError as exc:
-        return Outcome(state=JobState.FAILED, exit_code=127, error=f"cannot be run: {exc}")
-    except OSError as exc:
-        return Outcome(state=JobState.FAILED, exit_code=126, error=f"cannot be run: {exc}")
-    with _kept(log):
-        leader = ProcessId.of(child.pid)
-        if leader is not None:
-            # It runs; whether the record can say so at once or not.
-            with suppress(StoreError):
-                store.set_process(job.attempt, leader)
-        outcome = supervise(store, job, child, later)
-    return _explained(outcome, store.state, job)
-
-
-def _explained(outcome: Outcome, state: StateDir, job: Job) -> Outcome:
-    """A failure whose log says that the GPU's memory was not enough is one of that kind.
-
-    An isolated cell says by itself why it has failed.
-    """
-    if outcome.state is not JobState.FAILED or job.attempt is None:
-        return outcome
-    from gpusched_ipy import calls, oom
-
-    said = calls.take_error(state, job.spec.uid) if job.kind is JobKind.ISOLATED else None
-    if said is not None:
-        return replace(outcome, oom=said.startswith(oom.LEAD), error=said)
-    line = oom.in_log(state.log(job.attempt))
-    return outcome if line is None else replace(outcome, oom=True, error=f"{oom.LEAD}{line}")
-
-
-@contextmanager
-def _kept(log: LogCap) -> Iterator[None]:
-    """While the job runs its log is kept within its cap."""
-    over = threading.Event()
-    keeper = threading.Thread(target=log.keep, args=(over,), daemon=True)
-    keeper.start()
-    try:
-        yield
-    finally:
-        over.set()
-        keeper.join()
-        log.settle()
-
-
-def _start(store: Store, job: Job, order: Order) -> subprocess.Popen[bytes]:
-    spec = job.spec
-    assert spec.argv is not None
-    own = {"GPUSCHED_JOB_ID": str(job.id), "GPUSCHED_JOB_NAME": job.name}
-    named = environment.take(store.state, spec.uid, spec.env_names, again=may_be_tried_again(job))
+def _start(state: StateDir, row: dict[str, Any], order: Order) -> subprocess.Popen[bytes]:
+    spec = json.loads(row["spec"])
+    again = any(spec["request"].get(name) for name in _TRIED_AGAIN)
+    own = {"GPUSCHED_JOB_ID": str(row["id"]), "GPUSCHED_JOB_NAME": row["name"]}
+    named = environment.take(state, row["uid"], spec.get("env_names", ()), again=again)
     child = subprocess.Popen(
-        ["/bin/sh", "-c", spec.argv[0]] if spec.shell else list(spec.argv),
+        ["/bin/sh", "-c", spec["argv"][0]] if spec["shell"] else spec["argv"],
         # Empty to whoever reads it. What a launcher starts keeps no other lock that is seen from
         # another container.
         stdin=order.gpu_fds[0] if order.gpu_fds else subprocess.DEVNULL,
         stdout=order.log_fd,
         stderr=order.log_fd,
-        cwd=spec.cwd,
-        env={**spec.env, **named, **own, **order.env},
+        cwd=spec["cwd"],
+        env={**spec["env"], **named, **own, **order.env},
         start_new_session=True,
         pass_fds=order.gpu_fds,
     )
@@ -213,102 +153,9 @@ def _start(store: Store, job: Job, order: Order) -> subprocess.Popen[bytes]:
     return child
 
 
-def supervise(store: Store, job: Job, child: subprocess.Popen[bytes], later: ExitStack) -> Outcome:
-    """Wait for the end of the command, a cancel, or the walltime.
+def _call_agent(record: TakeOver) -> None:
+    """The claim had fallen: whoever made it may be dead, and others wait."""
+    from gpusched_ipy.store import Store
+    from gpusched_ipy.supervision import call_agent
 
-    ``later`` gets what is to be closed once the end has been recorded.
-    """
-    happened: SimpleQueue[str] = SimpleQueue()
-
-    def await_exit() -> None:
-        child.wait()
-        happened.put(_EXIT)
-
-    threading.Thread(target=await_exit, daemon=True).start()
-    # Imported only now: the job is running already.
-    from gpusched_ipy.bell import Bell
-
-    later.callback(Bell(store.state.bell, lambda: happened.put(_BELL)).close)
-    happened.put(_BELL)  # a cancel may have come before we listened
-    forced = _until_end(store, job, child, happened)
-    if has_descendants():
-        end_tree(os.getpid(), first=signal.SIGTERM)
-        _collect_strays(child.pid)
-    return _outcome(child.returncode, forced)
-
-
-def _until_end(
-    store: Store, job: Job, child: subprocess.Popen[bytes], happened: SimpleQueue[str]
-) -> JobState | None:
-    """Returns once the command is over; the state that was forced on it, if one was."""
-    deadline = None if job.request.time_s is None else time.monotonic() + job.request.time_s
-    while True:
-        left = _COLLECT_S if deadline is None else deadline - time.monotonic()
-        try:
-            what = happened.get(timeout=max(0.0, min(left, _COLLECT_S)))
-        except Empty:
-            what = ""
-        forced = None
-        if what == _EXIT:
-            return None
-        if what == _BELL and _cancel_wanted(store, job):
-            forced = JobState.CANCELLED
-        elif deadline is not None and time.monotonic() >= deadline:
-            forced = JobState.TIMEOUT
-        if forced is not None:
-            end_tree(os.getpid())
-            while happened.get() != _EXIT:
-                pass
-            return forced
-        _collect_strays(child.pid)
-
-
-def _cancel_wanted(store: Store, job: Job) -> bool:
-    """Whether the user wants the job to end; a record that cannot be read wants nothing."""
-    try:
-        return store.job(job.id).cancel_requested
-    except StoreError:
-        return False
-
-
-def _outcome(status: int, forced: JobState | None) -> Outcome:
-    exit_code, number = (status, None) if status >= 0 else (None, -status)
-    if forced is JobState.TIMEOUT:
-        return Outcome(
-            state=forced, exit_code=exit_code, signal=number, error="its walltime ran out"
-        )
-    ended = JobState.COMPLETED if status == 0 else JobState.FAILED
-    return Outcome(state=forced or ended, exit_code=exit_code, signal=number)
-
-
-def record(store: Store, job: Job, outcome: Outcome) -> None:
-    """Record how the job ended, unless its claim has fallen meanwhile."""
-    ended = store.finish_if_active(
-        job.id,
-        epoch=job.epoch,
-        state=outcome.state,
-        exit_code=outcome.exit_code,
-        signal=outcome.signal,
-        error=outcome.error,
-        oom=outcome.oom,
-    )
-    if ended is not None and ended.ended:
-        environment.drop(store.state, job.spec.uid)  # kept for another try
-
-
-def _collect_strays(leader: int) -> None:
-    """Collect the zombies that our adopted descendants have become."""
-    import psutil
-
-    for child in psutil.Process().children():
-        with suppress(psutil.Error, ChildProcessError):
-            if child.pid != leader and child.status() == psutil.STATUS_ZOMBIE:
-                os.waitpid(child.pid, os.WNOHANG)
-
-
-def _call_agent(store: Store) -> None:
-    """If others wait and the agent has died, this end is what goes on."""
-    if store.any_unheld(kind for kind in JobKind if kind not in BOUND_KINDS):
-        from gpusched_ipy.summon import ensure_agent
-
-        ensure_agent(store.state)
+    call_agent(Store.over(record))

@@ -7,12 +7,10 @@ Everything the queue keeps lies here: the record, the locks, logs, inputs and ou
 from __future__ import annotations
 
 import os
-import socket
 import stat
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gpusched_ipy.errors import StateDirError
 
@@ -31,8 +29,7 @@ LOCAL = Path("/var/tmp")
 _FOLDERS = ("alive", "gpu", "logs", "cells", "env", "calls")
 
 
-@dataclass(frozen=True, slots=True)
-class StateDir:
+class StateDir(NamedTuple):
     """The folder, opened and checked."""
 
     root: Path
@@ -214,6 +211,7 @@ def shared_locks(lock_dir: Path | None) -> Path | None:
 def machine_id() -> str:
     """A short name that keeps two hosts that share a home apart."""
     import hashlib
+    import socket
 
     try:
         text = Path("/etc/machine-id").read_text(encoding="ascii").strip()

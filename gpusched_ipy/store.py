@@ -23,7 +23,7 @@ from gpusched_ipy.job import (
     JobState,
 )
 from gpusched_ipy.lookup import OPEN_STATES, Event, Lease
-from gpusched_ipy.process import ProcessId, boot_id
+from gpusched_ipy.process import boot_id
 from gpusched_ipy.retry import after_failure
 from gpusched_ipy.rows import key_of, to_row
 from gpusched_ipy.wishes import Wishes
@@ -215,21 +215,8 @@ class Store(Wishes):
     def take_over(self, job_id: int, *, epoch: int, claimed_by: str, member: str) -> Job | None:
         """starting → running by ``member``, or None when that claim no longer stands (fenced)."""
         with self.writing():
-            job = self.job(job_id)
-            if (job.state, job.epoch, job.member) != (JobState.STARTING, epoch, claimed_by):
-                return None
-            now = self._clock.now()
-            running = replace(job, member=member, started_at=now.wall, started_mono=now.mono)
-            return self._move(running, JobState.RUNNING, "started", {"member": member})
-
-    def set_process(self, attempt: str, process: ProcessId) -> None:
-        """Record which process leads the attempt: for people, and for whoever must end it."""
-        with self.writing(durable=False):
-            self._db.execute(
-                "UPDATE attempts SET pid = ?, start_ticks = ?, boot = ? WHERE attempt = ?",
-                (process.pid, process.start_ticks, process.boot, attempt),
-            )
-            self._rang = True
+            begun = self.begin(job_id, epoch=epoch, claimed_by=claimed_by, member=member)
+            return None if begun is None else self.job(job_id)
 
     def finish_if_active(
         self,

@@ -10,7 +10,6 @@ there is none, or somebody in it has been stopped, the flock is waited for witho
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import struct
 import threading
@@ -21,10 +20,6 @@ from pathlib import Path
 from gpusched_ipy.errors import StateDirError, StoreError
 from gpusched_ipy.leftovers import holds
 from gpusched_ipy.locks import FileLock, close_inherited, open_inherited, try_flock
-from gpusched_ipy.terminal import note
-from gpusched_ipy.text import clean
-
-_log = logging.getLogger(__name__)
 
 # After so long (s) it is said who holds the record, and the line is no longer minded.
 TELL_S = 2.0
@@ -260,9 +255,13 @@ def _tell(path: Path, waited_s: float) -> bool:
     text = f"waiting for the record of the queue: {holder or _unnamed(path)}"
     # A command's own thread shows it to whoever waits for the command.
     if _is_main():
+        from gpusched_ipy.terminal import note
+
         note(text)
     else:
-        _log.warning("%s", text)
+        import logging
+
+        logging.getLogger(__name__).warning("%s", text)
     return True
 
 
@@ -297,6 +296,8 @@ def _name(pid: int) -> str:
     import psutil
 
     try:
+        from gpusched_ipy.text import clean
+
         return clean(psutil.Process(pid).name(), 40)
     except psutil.Error:
         return "its name is not told"

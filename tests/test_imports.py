@@ -79,3 +79,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="nonsense"):
         gpusched_ipy.nonsense  # noqa: B018 - the access is the test
     assert "Queue" in dir(gpusched_ipy)
+
+
+def test_a_shim_begins_a_job_without_knowing_what_one_is() -> None:
+    """It starts cold beside each command that finds none waiting: every import is waited for."""
+    loaded = loaded_by("import gpusched_ipy.shim")
+    assert "gpusched_ipy.takeover" in loaded
+    assert not loaded & {"dataclasses", "inspect", "psutil", "logging", "ctypes"}
+    assert not loaded & {f"gpusched_ipy.{name}" for name in ("job", "store", "supervision")}

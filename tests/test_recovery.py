@@ -14,9 +14,9 @@ from gpusched_ipy.openjobs import OpenJobs
 from gpusched_ipy.process import ProcessId
 from gpusched_ipy.reap import orphans, reap
 from gpusched_ipy.runners.command import MAX_STARTS_IN_VAIN, _settle
-from gpusched_ipy.shim import _call_agent
 from gpusched_ipy.statedir import open_state_dir
 from gpusched_ipy.store import Store
+from gpusched_ipy.supervision import call_agent
 
 
 @pytest.fixture
@@ -97,11 +97,11 @@ def test_the_end_of_a_job_reads_none_of_those_that_wait(
     monkeypatch.setattr("gpusched_ipy.summon.ensure_agent", called.append)
     with monkeypatch.context() as patched:
         patched.setattr(store, "_read", lambda _row: pytest.fail("a job was read"))
-        _call_agent(store)
+        call_agent(store)
     assert called == [store.state]
     store.set_held(job.id, True)
     store.submit(JobSpec(uid="c", kind=JobKind.CELL, name="c", code="1", home="kernel"))
-    _call_agent(store)
+    call_agent(store)
     assert called == [store.state], "neither what is held nor a cell is the agent's to start"
 
 

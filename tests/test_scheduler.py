@@ -23,9 +23,10 @@ from gpusched_ipy.errors import StoreError
 from gpusched_ipy.job import Job, JobKind, JobSpec, JobState, Request
 from gpusched_ipy.locks import GpuLocks, Membership
 from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.outcome import End, Outcome
 from gpusched_ipy.output import create_log
 from gpusched_ipy.process import ExitWatch
-from gpusched_ipy.scheduler import Claim, Scheduler
+from gpusched_ipy.scheduler import MOST_IN_A_ROW, Claim, Scheduler
 from gpusched_ipy.snapshot import Snapshot
 from gpusched_ipy.statedir import StateDir, open_state_dir
 from gpusched_ipy.store import Store
@@ -112,6 +113,99 @@ def test_a_free_gpu_is_given_once(bench: Bench) -> None:
     bench.scheduler.finish(claim, state=JobState.COMPLETED)
     # Given on at once: nobody waits out a quiet window after a job of ours.
     assert bench.started() == [first.id, second.id]
+
+
+def told_end(bench: Bench, claim: Claim, answers: list[bool], **values: Any) -> End:
+    """The job of that claim was begun by a shim, has ended, and its shim says so."""
+    job = claim.job
+    assert bench.store.begin(
+        job.id, epoch=job.epoch, claimed_by=bench.membership.key, member=f"shim {job.id}"
+    )
+    bench.scheduler.hand_over(claim)
+    outcome = Outcome(**{"state": JobState.COMPLETED, "exit_code": 0, **values})
+    return End(job=job, member=f"shim {job.id}", outcome=outcome, answer=answers.append)
+
+
+def test_the_end_that_a_shim_tells_and_the_next_start_are_one_write(bench: Bench) -> None:
+    first, second, third = bench.submit(), bench.submit(), bench.submit()
+    wait_until(lambda: bench.started() == [first.id])
+    answers: list[bool] = []
+    bench.scheduler.ended(told_end(bench, bench.runner.started[0], answers, exit_code=0))
+    written: list[str] = []
+    bench.store._db.set_trace_callback(written.append)
+    assert bench.started() == [first.id, second.id]
+    bench.store._db.set_trace_callback(None)
+    assert answers == [True]
+    assert written.count("COMMIT") == 1
+    ended = bench.store.job(first.id)
+    assert (ended.state, ended.exit_code) == (JobState.COMPLETED, 0)
+    # The rest of the round is made up for: why the third one still waits.
+    assert bench.started() == [first.id, second.id]
+    assert f"job {second.id}" in bench.why(third)
+
+
+def test_where_one_end_follows_the_other_the_rest_of_a_round_has_its_turn(bench: Bench) -> None:
+    jobs = [bench.submit() for _ in range(2 * MOST_IN_A_ROW)]
+    wait_until(lambda: bench.started() == [jobs[0].id])
+    reasons = 0
+    for _ in jobs[:-2]:
+        told = bench.why(jobs[-1])
+        bench.scheduler.ended(told_end(bench, bench.runner.started[-1], []))
+        bench.scheduler.tick()
+        reasons += bench.why(jobs[-1]) != told
+    assert len(bench.runner.started) == len(jobs) - 1
+    assert 1 <= reasons < len(jobs) // 2, "now and then, and not every time"
+
+
+def test_an_end_that_is_told_late_changes_nothing(bench: Bench) -> None:
+    first = bench.submit()
+    wait_until(lambda: bench.started() == [first.id])
+    answers: list[bool] = []
+    late = told_end(bench, bench.runner.started[0], answers, state=JobState.FAILED, exit_code=1)
+    bench.store.finish_if_active(first.id, epoch=1, state=JobState.COMPLETED, exit_code=0)
+    bench.scheduler.ended(late)
+    assert bench.started() == [first.id]
+    assert bench.store.job(first.id).state is JobState.COMPLETED
+    assert answers == [True], "its shim need not record it any more"
+
+
+def test_an_end_that_cannot_be_recorded_here_is_left_to_its_shim(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = bench.submit(), bench.submit()
+    wait_until(lambda: bench.started() == [first.id])
+    answers: list[bool] = []
+    bench.scheduler.ended(told_end(bench, bench.runner.started[0], answers))
+
+    def full(*_: object, **__: object) -> None:
+        raise StoreError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.store, "claim", full)
+        with pytest.raises(StoreError, match="full"):
+            bench.scheduler.tick()
+    assert answers == [False]
+    assert bench.store.job(first.id).state is JobState.RUNNING
+    locks = GpuLocks(bench.store.state.root / "gpu")
+    assert not locks.occupied("GPU-fake-0"), "nobody has got the GPU"
+    bench.store.finish_if_active(first.id, epoch=1, state=JobState.COMPLETED)
+    wait_until(lambda: bench.started() == [first.id, second.id])
+
+
+def test_a_loop_tells_its_own_writes_from_those_of_others(bench: Bench) -> None:
+    job, store = bench.submit(), bench.store
+    store.changed_by_others()
+    store.set_held(job.id, True)
+    assert not store.changed_by_others()
+    thread = threading.Thread(target=store.set_held, args=(job.id, False))
+    thread.start()
+    thread.join()
+    assert store.changed_by_others()
+    assert not store.changed_by_others()
+    other = Store(store.state)
+    other.set_held(job.id, True)
+    other.close()
+    assert store.changed_by_others()
 
 
 def test_a_busy_gpu_is_waited_for(bench: Bench, fake: FakeScript) -> None:

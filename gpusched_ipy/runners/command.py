@@ -2,7 +2,8 @@
 
 One shim is kept started and parked: it has imported what it needs and waits for its order, so that
 the next command begins at once. The order goes through an unnamed socket pair, together with the
-descriptors of the log and of the GPU locks.
+descriptors of the log and of the GPU locks. The same way the shim tells how its job ended, so that
+the end and what starts next are one write.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gpusched_ipy import leftovers
 from gpusched_ipy.errors import DamagedJobError, JobNotFoundError, StoreError
 from gpusched_ipy.job import Job, JobState
 from gpusched_ipy.locks import is_alive
+from gpusched_ipy.outcome import RECORDED, End, Outcome
 from gpusched_ipy.output import create_log
 from gpusched_ipy.process import python_argv, spawn_detached
 
@@ -48,6 +52,7 @@ class ParkedShim:
         self._store = store
         self._log_cap = log_cap
         self._claim: Claim | None = None
+        self._said = b""
         self._mutex = threading.Lock()
         self._status: int | None = None
         self._socket, theirs = socket.socketpair()
@@ -68,14 +73,59 @@ class ParkedShim:
             "env": dict(claim.env),
             "log_cap": self._log_cap,
         }
-        with self._socket:
-            try:
-                fds = [log, *claim.lock_fds]
-                socket.send_fds(self._socket, [json.dumps(text).encode()], fds)
-            except BrokenPipeError:
-                self._claim = None
-                return False
+        try:
+            line = json.dumps(text).encode() + b"\n"
+            socket.send_fds(self._socket, [line], [log, *claim.lock_fds])
+        except (BrokenPipeError, ConnectionResetError):
+            self._claim = None
+            self._socket.close()
+            return False
         return True
+
+    def listen(self, scheduler: Scheduler) -> None:
+        """From now on the loop hears how the job ended, and that the shim is gone."""
+        if self._claim is not None:
+            scheduler.ears.hear(
+                self._socket.fileno(), self._claim.job, partial(self._heard, scheduler)
+            )
+
+    def _heard(self, scheduler: Scheduler) -> None:
+        """It has told the end of its job, in one line, or it is gone without."""
+        try:
+            more = self._socket.recv(65536, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            more = b""
+        self._said += more
+        if more and not self._said.endswith(b"\n"):
+            return
+        scheduler.ears.hear_no_more(self._socket.fileno())
+        end = self._end()
+        if end is None:
+            self._socket.close()
+            scheduler.wake()
+        else:
+            scheduler.ended(end)
+
+    def _end(self) -> End | None:
+        """What the shim has told; None where that is not an end."""
+        if not self._said or self._claim is None:
+            return None
+        try:
+            said = json.loads(self._said)
+            member, state = said.pop("member"), JobState(said.pop("state"))
+            outcome = Outcome(state=state, **said)
+        except (ValueError, KeyError, TypeError) as exc:
+            _log.error("job %d: its shim tells what is no end: %s", self._claim.job.id, exc)
+            return None
+        return End(job=self._claim.job, member=member, outcome=outcome, answer=self._answer)
+
+    def _answer(self, recorded: bool) -> None:
+        """Tell the shim whether the end is recorded; who hears no word of it records it itself."""
+        with self._socket, suppress(OSError):
+            if recorded:
+                self._socket.sendall(RECORDED)
 
     def dismiss(self) -> None:
         """Let a parked shim go."""
@@ -128,11 +178,14 @@ class CommandRunner:
         assert claim.job.attempt is not None
         log = create_log(self._store.state.log(claim.job.attempt))
         try:
-            while not self._take_parked().order(claim, log):
+            shim = self._take_parked()
+            while not shim.order(claim, log):
                 _log.warning("a parked shim had died; another one takes job %d", claim.job.id)
+                shim = self._take_parked()
         finally:
             os.close(log)
         self.scheduler.hand_over(claim)
+        shim.listen(self.scheduler)
         self._park_soon()
 
     def cancel(self, job: Job) -> None:

@@ -29,6 +29,12 @@ _CLAIM = [
     "scheduler:forget_dead_members:after",
     "scheduler:Scheduler._dispatch:before",
 ]
+_HAND_OFF = [
+    "scheduler:Scheduler.ended:after",
+    "scheduler:record:after",
+    "scheduler:Scheduler._record_and_claim:after",
+    "scheduler:Scheduler._hand_off:after",
+]
 _ORDER = [
     "runners.command:create_log:before",
     "runners.command:create_log:after",
@@ -54,23 +60,32 @@ POINTS: dict[str, list[str]] = {
         "scheduler:Scheduler.finish:before",
         "scheduler:Scheduler.finish:after",
     ],
-    "commander": [*_CLAIM, *_COMMIT, *_ORDER],
-    "agent": [*_CLAIM, *_COMMIT, *_ORDER, "agent:Agent._leave:before", "agent:Agent._leave:after"],
+    "commander": [*_CLAIM, *_COMMIT, *_ORDER, *_HAND_OFF],
+    "agent": [
+        *_CLAIM,
+        *_COMMIT,
+        *_ORDER,
+        *_HAND_OFF,
+        "agent:Agent._leave:before",
+        "agent:Agent._leave:after",
+    ],
     "shim": [
         "shim:_receive:after",
         "locks:Membership.__init__:after",
-        "store:Store.take_over:before",
-        "store:Store.take_over:after",
+        "takeover:TakeOver.begin:before",
+        "takeover:TakeOver.begin:after",
         *_COMMIT,
         "environment:take:after",
         "shim:_start:after",
-        "store:Store.set_process:after",
-        "shim:end_tree:before",
-        "shim:end_tree:after",
-        "shim:record:before",
+        "takeover:TakeOver.set_process:after",
+        "supervision:end_tree:before",
+        "supervision:end_tree:after",
+        "supervision:Supervision._told:before",
+        "supervision:Supervision._told:after",
+        "supervision:record:before",
         "store:Store.leave:after",
         "locks:Membership.leave:before",
-        "shim:_call_agent:before",
+        "supervision:call_agent:before",
         "summon:ensure_agent:after",
     ],
 }
@@ -150,17 +165,17 @@ def _wrapped(inner: Callable[..., Any], come_by: Callable[[], None], when: str) 
 
 
 def _around_commit(come_by: Callable[[], None], when: str) -> None:
-    from gpusched_ipy import locks, store
+    from gpusched_ipy import database, locks
 
     if when == "before":
-        opens = store.Store._open
+        opens = database.Database._open
 
         def traced(self: Any) -> Any:
             db = opens(self)
             db.set_trace_callback(lambda text: come_by() if text == "COMMIT" else None)
             return db
 
-        store.Store._open = traced  # type: ignore[method-assign]
+        database.Database._open = traced  # type: ignore[method-assign]
         return
     releases = locks.FileLock.release
 

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,26 +36,29 @@ def no_gpu_lock() -> None:
 
 def no_epoch() -> None:
     """A shim begins whatever it was once told to begin, and its report always counts."""
-    from gpusched_ipy.job import ACTIVE, Job, JobState
+    from gpusched_ipy.job import ACTIVE, Job
     from gpusched_ipy.store import Store
+    from gpusched_ipy.takeover import TakeOver
 
-    takes, ends = Store.take_over, Store.finish_if_active
+    begins, ends = TakeOver.begin, Store.finish_if_active
 
-    def take_over(
-        self: Store, job_id: int, *, epoch: int, claimed_by: str, member: str
-    ) -> Job | None:
+    def begin(
+        self: TakeOver, job_id: int, *, epoch: int, claimed_by: str, member: str
+    ) -> dict[str, Any] | None:
         with self.writing():
-            job = self.job(job_id)
-            if job.state is not JobState.STARTING or job.member is None:
-                return replace(job, member=member)
-            return takes(self, job_id, epoch=job.epoch, claimed_by=job.member, member=member)
+            row = self._first("SELECT * FROM jobs WHERE id = ?", (job_id,))
+            if row is not None and (row["state"] != "starting" or row["member"] is None):
+                return dict(row) | {"member": member}
+            standing = {} if row is None else {"epoch": row["epoch"], "claimed_by": row["member"]}
+            told = {"epoch": epoch, "claimed_by": claimed_by, **standing}
+            return begins(self, job_id, **told, member=member)
 
     def finish_if_active(self: Store, job_id: int, *, epoch: int, **values: Any) -> Job | None:
         with self.writing():
             job = self.job(job_id)
             return ends(self, job_id, epoch=job.epoch, **values) if job.state in ACTIVE else None
 
-    Store.take_over = take_over  # type: ignore[method-assign]
+    TakeOver.begin = begin  # type: ignore[method-assign]
     Store.finish_if_active = finish_if_active  # type: ignore[method-assign,assignment]
 
 

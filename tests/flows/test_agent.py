@@ -26,11 +26,12 @@ PYTHON = sys.executable
 HASTY = """
 import sys
 from importlib import import_module
-from gpusched_ipy import agent, process
-agent.LINGER_S = 0.02
+from gpusched_ipy import process
 process.python_argv = lambda module, *rest, isolated=True: [
     sys.executable, __file__, module, *rest
 ]
+from gpusched_ipy import agent  # what it imports takes the name over
+agent.LINGER_S = 0.02
 if sys.argv[1] == "agent":
     print("start", file=open(__file__ + ".starts", "a"))
 sys.exit(import_module(f"gpusched_ipy.{sys.argv[1]}").main(sys.argv[2:]))
