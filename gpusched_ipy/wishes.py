@@ -16,7 +16,7 @@ from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import FINAL, Job, JobState, WaitCode
 from gpusched_ipy.lookup import OPEN_STATES
 from gpusched_ipy.moves import Moves
-from gpusched_ipy.rows import checksum
+from gpusched_ipy.rowsum import checksum
 
 AT_ONCE = 250  # jobs changed in one write
 
