@@ -35,7 +35,7 @@ class Card:
     @property
     def asleep(self) -> bool:
         """Whether the card is suspended; reading most other files would wake it."""
-        return read_text(self.device / "power" / "runtime_status") in ("suspended", "suspending")
+        return read_text(f"{self.device}/power/runtime_status") in ("suspended", "suspending")
 
     def hwmon(self) -> Path | None:
         """The folder of its sensors."""
@@ -73,13 +73,13 @@ def folder(path: Path) -> list[Path]:
         return []
 
 
-def read_text(path: Path) -> str | None:
+def read_text(path: Path | str) -> str | None:
     """The text of a small file without its ends, or None."""
     raw = read_bytes(path)
     return (raw.decode("utf-8", "replace").strip("\0 \t\r\n") or None) if raw is not None else None
 
 
-def read_bytes(path: Path) -> bytes | None:
+def read_bytes(path: Path | str) -> bytes | None:
     """The first 64 KiB of a file, or None where the kernel refuses (busy, suspended, no access)."""
     try:
         with open(path, "rb", buffering=0) as stream:
@@ -88,7 +88,7 @@ def read_bytes(path: Path) -> bytes | None:
         return None
 
 
-def read_count(path: Path) -> int | None:
+def read_count(path: Path | str) -> int | None:
     """A whole number that is not negative, or None."""
     return values.whole(read_text(path))
 

@@ -50,8 +50,10 @@ class AmdBackend:
         self._owners = Owners()
         self._library = AmdSmi()
         self._driver: str | None = None
+        self._cards: tuple[sysfs.Card, ...] = ()
+        self._bare: dict[sysfs.Card, Gpu] = {}  # what does not change while a card is there
+        self._listed_at: float | None = None
         self._known: tuple[LightCard, ...] = ()
-        self._known_at = 0.0
 
     def read(self, detail: Detail = Detail.FULL) -> Snapshot:
         """The GPUs now; none at all is a problem."""
@@ -74,39 +76,61 @@ class AmdBackend:
     def close(self) -> None:
         """Let go of amdsmi and of the files; a later reading opens them again."""
         self._library.close()
-        self._know((), ())
+        self._forget()
 
     def _whole(self, detail: Detail, mono: float) -> tuple[Gpu, ...]:
-        """A reading that looks for the cards first."""
-        cards = sysfs.cards(self._root, VENDOR_ID)
-        holders = _kfd_holders(self._root) if detail >= Detail.PROCESSES else None
-        scan = self._scan(detail)
-        gpus = _told_apart(
-            tuple(
-                self._gpu(index, card, detail, _with_graphics(card, holders, scan))
-                for index, card in enumerate(cards)
-            )
-        )
-        self._driver = sysfs.read_text(self._root / "sys/module/amdgpu/version")
+        """A reading that opens every file, and looks for the cards where that is due."""
+        known = self._list_is_young(mono)
+        if not known:
+            self._list(mono)
+        gpus = self._each(detail)
+        if known and not (gpus and all(gpu.health is not Health.UNKNOWN for gpu in gpus)):
+            self._list(mono)
+            gpus = self._each(detail)
         if detail == Detail.LOAD:
-            self._know(cards, gpus)
-            self._known_at = mono
+            self._know(gpus)
         return self._filled(gpus, detail)
 
     def _light(self, mono: float) -> tuple[Gpu, ...]:
         """Utilization and memory of the known cards; nothing where they must be looked for."""
-        if not self._known or not 0 <= mono - self._known_at < _ENUMERATE_S:
+        if not self._known or not self._list_is_young(mono):
             return ()
         gpus = tuple([gpu for card in self._known if (gpu := card.read()) is not None])
         return gpus if len(gpus) == len(self._known) else ()
 
-    def _know(self, cards: tuple[sysfs.Card, ...], gpus: tuple[Gpu, ...]) -> None:
+    def _list_is_young(self, mono: float) -> bool:
+        """Whether the list of cards is young enough."""
+        return self._listed_at is not None and 0 <= mono - self._listed_at < _ENUMERATE_S
+
+    def _list(self, mono: float) -> None:
+        """Look for the cards."""
+        cards = sysfs.cards(self._root, VENDOR_ID)
+        if cards != self._cards:
+            self._forget()
+        bare = (self._named(index, card) for index, card in enumerate(cards))
+        self._cards, self._bare = cards, dict(zip(cards, bare, strict=True))
+        self._driver = sysfs.read_text(self._root / "sys/module/amdgpu/version")
+        self._listed_at = mono
+
+    def _each(self, detail: Detail) -> tuple[Gpu, ...]:
+        holders = _kfd_holders(self._root) if detail >= Detail.PROCESSES else None
+        scan = self._scan(detail)
+        return _told_apart(
+            tuple(
+                self._gpu(card, detail, _with_graphics(card, holders, scan)) for card in self._cards
+            )
+        )
+
+    def _know(self, gpus: tuple[Gpu, ...]) -> None:
+        self._forget()
+        if all(known_well(gpu) for gpu in gpus):
+            pairs = zip(self._cards, gpus, strict=True)
+            self._known = tuple(LightCard(card.device, gpu) for card, gpu in pairs)
+
+    def _forget(self) -> None:
         for card in self._known:
             card.close()
         self._known = ()
-        if all(known_well(gpu) for gpu in gpus):
-            pairs = zip(cards, gpus, strict=True)
-            self._known = tuple(LightCard(card.device, gpu) for card, gpu in pairs)
 
     def _scan(self, detail: Detail) -> fdinfo.Scan | None:
         if detail < Detail.PROCESSES:
@@ -118,16 +142,17 @@ class AmdBackend:
             part for part in ("the kernel shows no AMD GPU", self._library.problem) if part
         )
 
-    def _gpu(
-        self, index: int, card: sysfs.Card, detail: Detail, holders: tuple[Holder, ...] | None
-    ) -> Gpu:
-        gpu = Gpu(
+    def _named(self, index: int, card: sysfs.Card) -> Gpu:
+        return Gpu(
             uuid=f"amd:{_identity(card)}",
             index=index,
             name=_name(self._root, card),
             vendor="amd",
             bus_id=card.bdf,
         )
+
+    def _gpu(self, card: sysfs.Card, detail: Detail, holders: tuple[Holder, ...] | None) -> Gpu:
+        gpu = self._bare[card]
         if card.asleep:
             return replace(
                 gpu, health=Health.ASLEEP, health_text="suspended; a reading would wake it"
@@ -206,27 +231,27 @@ class AmdBackend:
 
 def read_card(card: sysfs.Card, detail: Detail) -> tuple[bool, Reading]:
     """Whether the card uses the machine's memory, and what its files say of it."""
-    device = card.device
-    vram = sysfs.read_count(device / "mem_info_vram_total")
-    gtt = sysfs.read_count(device / "mem_info_gtt_total")
+    device = str(card.device)  # joined as text: a tenth of the price of paths
+    vram = sysfs.read_count(f"{device}/mem_info_vram_total")
+    gtt = sysfs.read_count(f"{device}/mem_info_gtt_total")
     unified = is_apu(
-        sysfs.read_bytes(device / "gpu_metrics"),
-        sysfs.read_text(device / "mem_info_vram_vendor"),
+        sysfs.read_bytes(f"{device}/gpu_metrics"),
+        sysfs.read_text(f"{device}/mem_info_vram_vendor"),
         vram,
         gtt,
     ) and (gtt or 0) > (vram or 0)
     pool = "gtt" if unified else "vram"
     reading = Reading(
-        name=values.clean_text(sysfs.read_text(device / "product_name")),
-        utilization=values.ratio(sysfs.read_text(device / "gpu_busy_percent")),
-        mem_used_bytes=sysfs.read_count(device / f"mem_info_{pool}_used"),
+        name=values.clean_text(sysfs.read_text(f"{device}/product_name")),
+        utilization=values.ratio(sysfs.read_text(f"{device}/gpu_busy_percent")),
+        mem_used_bytes=sysfs.read_count(f"{device}/mem_info_{pool}_used"),
         mem_total_bytes=(gtt if unified else vram) or None,
     )
     hwmon = card.hwmon() if detail >= Detail.FULL else None
     if detail < Detail.FULL:
         return unified, reading
     sensors = _sensors(hwmon) if hwmon is not None else Reading()
-    clock = current_clock(sysfs.read_text(device / "pp_dpm_sclk"))
+    clock = current_clock(sysfs.read_text(f"{device}/pp_dpm_sclk"))
     return unified, replace(
         reading,
         power_w=sensors.power_w,
