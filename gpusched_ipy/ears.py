@@ -98,7 +98,7 @@ class Ears:
 
     def wait_for_ends(self, longest_s: float) -> None:
         """Until a shim tells something; nothing else is heard meanwhile, and nothing is missed."""
-        self._pass_on(_poll(self._shims).poll(1000 * longest_s))
+        self._pass_on(_poll(tuple(self._shims)).poll(1000 * longest_s))
 
     def _pass_on(self, ready: Iterable[tuple[int, int]]) -> None:
         for fd, _ in ready:
