@@ -72,7 +72,7 @@ def test_a_waiting_job_gets_the_stock_of_an_idle_kernel_and_none_of_a_busy_one(
     holder.until(lambda: busy.replies, "it never ended")
     # Idle from now on, it obeys; its live array stays.
     waiting.badge(cell, "✓ done")
-    assert cell.text() == "mine now\n"
+    waiting.until(lambda: cell.text() == "mine now\n", "it has not said what it is to say")
     told = holder.run("print(torch.cuda.emptied, torch.cuda.held == torch.cuda.live)").text()
     assert told == "1 True\n"
     # What is left can be given back by hand as well, and the magic says what came of it.
