@@ -63,7 +63,7 @@ def next_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dbfile, "SCHEMA_VERSION", number)
     monkeypatch.setattr("gpusched_ipy.database.SCHEMA_VERSION", number)
     monkeypatch.setattr(dbfile, "__version__", "next")
-    monkeypatch.setattr("gpusched_ipy.roster.__version__", "next")
+    monkeypatch.setattr("gpusched_ipy.takeover.__version__", "next")
 
 
 def test_the_first_records_ever_open_and_nothing_of_it_is_lost(old: StateDir) -> None:
