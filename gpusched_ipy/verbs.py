@@ -171,9 +171,13 @@ def _show(terminal: Terminal) -> int:
         print(f"{name:<20} {text}")
     for event in queue.events(job.id):
         at = terminal_time(event.at)
-        data = ", ".join(f"{name} {value}" for name, value in event.data.items() if value)
+        data = "; ".join(f"{name} {_said(value)}" for name, value in event.data.items() if value)
         print(f"{at}  {clean(event.what)}{f': {clean(data)}' if data else ''}")
     return DONE
+
+
+def _said(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def terminal_time(wall: float) -> str:

@@ -162,6 +162,7 @@ def test_show_tells_people_what_is_known_and_no_more(fake: FakeScript) -> None:
     }
     assert told["held"] == "yes"
     assert told["request"] == "gpus 1, after 1"
+    assert "gpus GPU-fake-0; state starting" in gpusched("show", "prep").out
     assert "{" not in "".join(told.values())
 
 
