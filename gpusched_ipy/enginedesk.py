@@ -27,6 +27,7 @@ from gpusched_ipy.engines import (
 from gpusched_ipy.errand import Errand
 from gpusched_ipy.errors import GpuSchedError, StateDirError, UserError
 from gpusched_ipy.job import ACTIVE, Job, JobState, WaitReason
+from gpusched_ipy.outcome import Outcome, record
 from gpusched_ipy.policy.standing import Facts
 from gpusched_ipy.retry import may_be_tried_again, may_requeue
 from gpusched_ipy.store import Store
@@ -206,18 +207,8 @@ class EngineDesk:
             environment.drop(self._store.state, job.spec.uid)
         return begun
 
-    def _end(self, one: Errand, job: Job, end: errand.Ending) -> None:
-        ended = self._store.finish_if_active(
-            job.id,
-            epoch=job.epoch,
-            state=end.state,
-            exit_code=end.exit_code,
-            signal=end.signal,
-            error=end.error,
-            oom=end.oom,
-        )
-        if ended is not None and ended.ended:
-            environment.drop(self._store.state, job.spec.uid)
+    def _end(self, one: Errand, job: Job, outcome: Outcome) -> None:
+        record(self._store, job, outcome)
         self._jobs.pop(job.id, None)
         self._drop(one)
 
@@ -347,12 +338,12 @@ class EngineDesk:
         why = f"outcome unknown: {said}, and its node has written no result"
         self._tell_to_end(one)
         if job.cancel_requested:
-            self._end(one, job, errand.Ending(state=JobState.CANCELLED))
+            self._end(one, job, Outcome(state=JobState.CANCELLED))
         elif may_requeue(job):
             self._store.unclaim(job, f"{why}; queued again as asked", lost=True)
             self._drop(one)
         else:
-            self._end(one, job, errand.Ending(state=JobState.LOST, error=why))
+            self._end(one, job, Outcome(state=JobState.LOST, error=why))
 
     # -- handing over
 

@@ -17,6 +17,7 @@ from gpusched_ipy import calls, environment, oom
 from gpusched_ipy.engines import EngineState, Status
 from gpusched_ipy.engines.folder import JobFolder, Result, Task
 from gpusched_ipy.job import ACTIVE, Job, JobKind, JobState
+from gpusched_ipy.outcome import Outcome
 from gpusched_ipy.statedir import StateDir, open_private
 
 _CHUNK = 1 << 20
@@ -168,18 +169,7 @@ def bring_outcome(errand: Errand, job: Job, state: StateDir) -> None:
             os.replace(beside, target)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
-    """How a job ended that ran at an engine, as the record will have it."""
-
-    state: JobState
-    exit_code: int | None = None
-    signal: int | None = None
-    error: str | None = None
-    oom: bool = False
-
-
-def ending(result: Result, job: Job, status: Status, engine: str, state: StateDir) -> Ending:
+def ending(result: Result, job: Job, status: Status, engine: str, state: StateDir) -> Outcome:
     """What the node's result means for the record."""
     how, error = _HOW.get(result.ended), result.error
     if result.ended == "exit":
@@ -193,7 +183,7 @@ def ending(result: Result, job: Job, status: Status, engine: str, state: StateDi
         how = JobState.CANCELLED if by_hand else JobState.FAILED
         error = f"ended by {engine}{f': {status.text}' if status.text else ''}"
     assert how is not None
-    short = Ending(state=how, exit_code=result.exit_code, signal=result.signal, error=error)
+    short = Outcome(state=how, exit_code=result.exit_code, signal=result.signal, error=error)
     return _explained(short, job, state) if how is JobState.FAILED else short
 
 
@@ -204,7 +194,7 @@ _HOW: Mapping[str, JobState] = {
 }
 
 
-def _explained(end: Ending, job: Job, state: StateDir) -> Ending:
+def _explained(end: Outcome, job: Job, state: StateDir) -> Outcome:
     """A failure with what the job itself, or its log, says about it."""
     told = calls.take_error(state, job.spec.uid) if job.kind is JobKind.ISOLATED else None
     error, out = told or end.error, False
@@ -212,7 +202,9 @@ def _explained(end: Ending, job: Job, state: StateDir) -> Ending:
         out = told.startswith(oom.LEAD)
     elif job.attempt is not None and (line := oom.in_log(state.log(job.attempt))) is not None:
         error, out = f"{oom.LEAD}{line}", True
-    return Ending(state=end.state, exit_code=end.exit_code, signal=end.signal, error=error, oom=out)
+    return Outcome(
+        state=end.state, exit_code=end.exit_code, signal=end.signal, error=error, oom=out
+    )
 
 
 def _append(source: Path, target: Path, at: int) -> int:
