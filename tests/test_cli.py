@@ -141,6 +141,19 @@ def test_shell_cwd_and_env_reach_the_job(fake: FakeScript, tmp_path: Path) -> No
     assert job(number)["state"] == "failed"
 
 
+def test_what_env_gave_is_kept_for_another_try_and_gone_with_the_last(
+    fake: FakeScript, tmp_path: Path
+) -> None:
+    line = 'test "$TOKEN" = s3cret && test -e again || { touch again; exit 1; }'
+    number = submit(
+        *("--retries", "1", "--cwd", str(tmp_path), "--env", "TOKEN=s3cret"),
+        *("--set", "retry_delay_s=0.1", "--shell", line),
+    )
+    gpusched("wait", str(number))
+    assert job(number)["attempts"] == 2
+    wait_until(lambda: not files_with(tmp_path / "state", '"s3cret"'), what="its values gone")
+
+
 def facts_of(reference: str) -> dict[str, str]:
     lines = gpusched("show", reference).out.splitlines()
     return {line[:20].rstrip(): line[20:].strip() for line in lines if not line.startswith("20")}
