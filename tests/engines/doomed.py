@@ -12,9 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from gpusched_ipy import agent, errand
-from gpusched_ipy.enginedesk import EngineDesk
 from gpusched_ipy.engines.folder import JobFolder
 from gpusched_ipy.engines.slurm import SlurmEngine
+from gpusched_ipy.homecoming import Homecoming
+from gpusched_ipy.openerrands import OpenErrands
 
 # The name of each point: where it is, and whether death comes before or after.
 POINTS: dict[str, tuple[type | Any, str, str]] = {
@@ -22,9 +23,9 @@ POINTS: dict[str, tuple[type | Any, str, str]] = {
     "intended": (JobFolder, "intend", "after"),
     "taken": (SlurmEngine, "submit", "after"),
     "told": (JobFolder, "set_submitted", "after"),
-    "begun": (EngineDesk, "_begin", "after"),
-    "ending": (EngineDesk, "_end", "before"),
-    "recorded": (EngineDesk, "_drop", "before"),
+    "begun": (Homecoming, "_begin", "after"),
+    "ending": (Homecoming, "_end", "before"),
+    "recorded": (OpenErrands, "drop", "before"),
 }
 
 

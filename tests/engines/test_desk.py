@@ -128,7 +128,8 @@ class Counter:
 
     def round(self, times: int = 1) -> None:
         for _ in range(times):
-            self.desk._pinged_mono = self.desk._asked_mono = float("-inf")
+            errands = self.desk._errands
+            errands._pinged_mono = errands._asked_mono = float("-inf")
             self.desk.round(self.store.jobs(), self.outcomes)
 
     def folders(self) -> list[Path]:
@@ -346,7 +347,7 @@ def test_whoever_takes_over_finds_the_job_wherever_it_stood(counter: Counter, wh
     if when in ("ended", "recorded"):
         counter.engine.run(*counter.engine.jobs)
     if when == "recorded":
-        counter.desk._drop = lambda one: None  # type: ignore[method-assign]
+        counter.desk._errands.drop = lambda one: None  # type: ignore[method-assign]
         counter.round()
     counter.engine.takes = True
     counter.open()
