@@ -24,6 +24,10 @@ def leases_match(state: StateDir) -> list[str]:
         return []  # its holder may be one that is stopped: whoever waited here could not wake it
     try:
         return _leases_match(state.database)
+    except sqlite3.OperationalError as exc:
+        if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            raise
+        return []  # a stopped reader is in the middle of recovering SQLite's log
     finally:
         lock.release()
 
