@@ -1,14 +1,12 @@
 """Slurm by its own commands: sbatch, squeue, scancel, scontrol, sinfo. No library, no accounting,
 no REST. It keeps nothing: a job is found again by its name alone.
 
-Written for Slurm 20.11 and later. Every call has a time limit of ours: a command blocks for nine
-seconds where the controller is dead.
+Written for Slurm 20.11 and later.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 
 from gpusched_ipy.config import Settings
@@ -23,6 +21,7 @@ from gpusched_ipy.engines import (
     UnreachableError,
     _slurm_text,
 )
+from gpusched_ipy.engines._slurm_run import TooLateError, asked, cancel_named, run
 from gpusched_ipy.engines._slurm_text import ROW
 from gpusched_ipy.text import clean
 
@@ -32,8 +31,6 @@ _CALL_S = 20.0
 # Letters of one argument; Linux takes 128 KiB.
 _ARGUMENT = 100_000
 _OPEN = frozenset({EngineState.QUEUED, EngineState.RUNNING})
-# What the commands themselves need; the job's own variables travel in its folder.
-_KEPT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "SLURM_CONF", "MUNGE_SOCKET")
 
 
 class SlurmEngine:
@@ -57,7 +54,7 @@ class SlurmEngine:
     def ping(self, timeout: float) -> Health:
         """Whether a controller answers, its version, and how many GPUs its nodes have."""
         try:
-            answer = _run("scontrol", "ping", limit_s=timeout)
+            answer = run("scontrol", "ping", limit_s=timeout)
         except UnreachableError as exc:
             return Health(up=False, text=str(exc))
         if " UP" not in answer.stdout:
@@ -65,10 +62,10 @@ class SlurmEngine:
             return Health(up=False, text=f"its controller does not answer: {clean(why, 300)}")
         try:
             if self._settle_s is None:
-                config = _asked("scontrol", "show", "config", limit_s=timeout)
+                config = asked("scontrol", "show", "config", limit_s=timeout)
                 self._settle_s = 2 * _slurm_text.message_timeout_s(config)
-            nodes = _asked("sinfo", "-h", "-N", "-o", _slurm_text.NODE_ROW, limit_s=timeout)
-            version = _asked("scontrol", "-V", limit_s=timeout).split()
+            nodes = asked("sinfo", "-h", "-N", "-o", _slurm_text.NODE_ROW, limit_s=timeout)
+            version = asked("scontrol", "-V", limit_s=timeout).split()
         except UnreachableError as exc:
             return Health(up=False, text=str(exc))
         gpus = _slurm_text.gpus(nodes)
@@ -84,8 +81,8 @@ class SlurmEngine:
         text = _slurm_text.script(job)
         try:
             argv = ("sbatch", "--parsable", *self._options)
-            done = _run(*argv, limit_s=_SUBMIT_S, script=text)
-        except _TooLateError as exc:
+            done = run(*argv, limit_s=_SUBMIT_S, script=text)
+        except TooLateError as exc:
             raise AmbiguousError(str(exc)) from exc
         native = _slurm_text.native_id(done.stdout)
         if done.returncode == 0 and native:
@@ -104,14 +101,12 @@ class SlurmEngine:
         listed = self._listed("-t", "pending", *_named(list(by_name)))
         for native, nice in _slurm_text.ranks_of(by_name, listed).items():
             # One that has begun meanwhile refuses it: then its order is of no matter.
-            _run("scontrol", "update", f"JobId={native}", f"Nice={nice}", limit_s=_CALL_S)
+            run("scontrol", "update", f"JobId={native}", f"Nice={nice}", limit_s=_CALL_S)
 
     def cancel(self, keys: Sequence[str]) -> None:
-        """End them, by name: an id may be another job's after a controller has died."""
+        """End them, by name."""
         for key in keys:
-            done = _run("scancel", "--quiet", f"--name={NAME_PREFIX}{key}", limit_s=_CALL_S)
-            if done.returncode and "Invalid job id" not in done.stderr:
-                raise UnreachableError(f"scancel: {_slurm_text.words(done.stderr)}")
+            cancel_named(NAME_PREFIX + key, _CALL_S)
 
     def reattach(self) -> Sequence[str]:
         """Our jobs that wait or run there, whoever has submitted them."""
@@ -123,7 +118,7 @@ class SlurmEngine:
         ]
 
     def _listed(self, *wanted: str) -> dict[str, Status]:
-        return _slurm_text.rows(_asked("squeue", "-h", *wanted, "-o", ROW, limit_s=_CALL_S))
+        return _slurm_text.rows(asked("squeue", "-h", *wanted, "-o", ROW, limit_s=_CALL_S))
 
 
 def _named(names: Sequence[str]) -> tuple[str, str]:
@@ -132,56 +127,6 @@ def _named(names: Sequence[str]) -> tuple[str, str]:
     return ("-n", text) if len(text) <= _ARGUMENT else ("-u", str(os.geteuid()))
 
 
-class _TooLateError(UnreachableError):
-    """A command did not end in time."""
-
-
 def make(settings: Settings) -> SlurmEngine:
     """The Slurm of this machine, with the user's options of sbatch."""
     return SlurmEngine(settings.slurm_options)
-
-
-def _asked(*argv: str, limit_s: float) -> str:
-    """What a command prints.
-
-    Raises:
-        UnreachableError: it fails.
-    """
-    done = _run(*argv, limit_s=limit_s)
-    if done.returncode:
-        raise UnreachableError(f"{argv[0]}: {clean(_slurm_text.words(done.stderr), 300)}")
-    return done.stdout
-
-
-def _run(*argv: str, limit_s: float, script: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run one command of Slurm.
-
-    Raises:
-        UnreachableError: it is not installed, or does not end in time.
-    """
-    try:
-        return subprocess.run(
-            argv,
-            input=script or "",
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=limit_s,
-            env=_environment(),
-            check=False,
-        )
-    except FileNotFoundError:
-        raise UnreachableError(f"there is no {argv[0]} on this machine") from None
-    except OSError as exc:
-        raise UnreachableError(f"{argv[0]} cannot be run: {exc}") from exc
-    except subprocess.TimeoutExpired:
-        raise _TooLateError(f"{argv[0]} has not answered within {limit_s:g} s") from None
-
-
-def _environment() -> dict[str, str]:
-    """No variable of ours goes to the node by sbatch, which exports all that it has."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name in _KEPT or name.startswith(("LC_", "SBATCH_"))
-    }
