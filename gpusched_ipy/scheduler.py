@@ -242,7 +242,8 @@ class Scheduler:
                 self.store.leave(end.member)
             self._open.refresh()
             if self._open.any_waits:
-                self._claim_next(claims, set())
+                # Nobody asks yet why the others wait.
+                self._claim_next(claims, set(), limit=0)
 
     def _write(self, wanted: Sequence[policy.Start]) -> list[Claim]:
         """Reap, decide anew on what is true now, claim and note the reasons, all in one write."""
@@ -276,16 +277,20 @@ class Scheduler:
         self._outlook.told(news)
 
     def _claim_next(
-        self, claims: list[Claim], ready: set[int]
+        self, claims: list[Claim], ready: set[int], *, limit: int = policy.REASONS
     ) -> tuple[policy.Decision, dict[int, WaitReason]]:
-        """Decide, and add what can be claimed to ``claims``; why the rest of it cannot."""
+        """Decide, and add what can be claimed to ``claims``; why the rest of it cannot.
+
+        Args:
+            limit: for how many jobs to say why they wait.
+        """
         snapshot, held = self._outlook.look(), frozenset[str]()
-        decision = self._outlook.decide(snapshot)
+        decision = self._outlook.decide(snapshot, limit=limit)
         refused, found = self._claim_each(decision.starts, claims, ready)
         while found - held:
             # A lock was refused that the record knows nothing of: perhaps another GPU is free.
             held |= found
-            decision = self._outlook.decide(snapshot, held=held)
+            decision = self._outlook.decide(snapshot, held=held, limit=limit)
             refused, found = self._claim_each(decision.starts, claims, ready)
         return decision, refused
 

@@ -1,9 +1,9 @@
 """Starts a shim for each command; the shim owns the job from then on and outlives this process.
 
-One shim is kept started and parked: it has imported what it needs and waits for its order, so that
-the next command begins at once. The order goes through an unnamed socket pair, together with the
-descriptors of the log and of the GPU locks. The same way the shim tells how its job ended, so that
-the end and what starts next are one write.
+Two shims are kept started and parked: each has imported what it needs and waits for its order, so
+that the next command begins at once, and one that follows close behind it as well. The order goes
+through an unnamed socket pair, together with the descriptors of the log and of the GPU locks. The
+same way the shim tells how its job ended, so that the end and what starts next are one write.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -41,6 +42,8 @@ _IN_VAIN = "its shim ended"
 _FRESH = frozenset({"started", "requeued", "retried"})
 # First pause before the end of a shim that could not be recorded is recorded again.
 _RETRY_S = 0.2
+# So many shims are kept parked: the second is there while another one starts for the first.
+PARKED = 2
 # Seconds after a dispatch until the next shim is parked.
 PARK_AFTER_S = 0.1
 
@@ -163,7 +166,7 @@ class CommandRunner:
     def __init__(self, store: Store, *, log_cap: int) -> None:
         self._store = store
         self._log_cap = log_cap
-        self._parked: ParkedShim | None = None
+        self._parked: deque[ParkedShim] = deque()  # that has waited longest first
         self._closed = False
         self._mutex = threading.Lock()
         self.scheduler: Scheduler | None = None
@@ -197,18 +200,20 @@ class CommandRunner:
         ending.start()
 
     def park(self) -> None:
-        """Have a shim ready for the next command."""
+        """Have shims ready for the next commands, started one after the other."""
         with self._mutex:
-            if self._parked is None and not self._closed:
-                self._parked = ParkedShim(self._store, self._log_cap)
+            if len(self._parked) < PARKED and not self._closed:
+                self._parked.append(ParkedShim(self._store, self._log_cap))
+            lacking = len(self._parked) < PARKED and not self._closed
+        if lacking:
+            self._park_soon()
 
     def close(self) -> None:
-        """Dismiss the parked shim; those with a job go on."""
+        """Dismiss the parked shims; those with a job go on."""
         with self._mutex:
             self._closed = True
-            if self._parked is not None:
-                self._parked.dismiss()
-                self._parked = None
+            while self._parked:
+                self._parked.pop().dismiss()
 
     def _park_soon(self) -> None:
         """Not at once: the new job's own beginning comes first."""
@@ -222,8 +227,9 @@ class CommandRunner:
 
     def _take_parked(self) -> ParkedShim:
         with self._mutex:
-            parked, self._parked = self._parked, None
-        return parked or ParkedShim(self._store, self._log_cap)
+            if self._parked:
+                return self._parked.popleft()
+        return ParkedShim(self._store, self._log_cap)
 
 
 def _settle(store: Store, claimed: Job, status: int) -> None:
