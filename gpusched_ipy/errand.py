@@ -35,6 +35,7 @@ class Errand:
     attempt: int
     folder: JobFolder
     since_mono: float  # when we first knew of it
+    key: str  # at the engine: the folder's own, or that of an array's member
     job_id: int | None = None  # None: no job asks for it any more
     rank: int = 0
     status: Status = field(default_factory=lambda: Status(state=EngineState.UNKNOWN))
@@ -47,11 +48,6 @@ class Errand:
     beat_mono: float = 0.0
     log_at: int = 0
     shown_at: int = 0
-
-    @property
-    def key(self) -> str:
-        """Its key at the engine."""
-        return self.folder.key
 
     def of(self, job: Job | None) -> bool:
         """Whether it is the attempt that the job waits for or runs as."""
@@ -86,7 +82,8 @@ def open_errands(root: Path, mono: float) -> list[Errand]:
     for path in sorted(root.iterdir()) if root.exists() else ():
         parts = path.name.rsplit("-", 2)
         if len(parts) == 3 and parts[1].isdecimal() and path.is_dir():
-            found.append(Errand(parts[0], int(parts[1]), JobFolder(path), mono))
+            folder = JobFolder(path)
+            found.append(Errand(parts[0], int(parts[1]), folder, mono, folder.called))
     return found
 
 
@@ -94,7 +91,7 @@ def new_errand(root: Path, job: Job, mono: float) -> Errand:
     """The next attempt of a pending job; nothing is on the disk yet."""
     attempt = job.attempts + 1
     path = root / f"{job.spec.uid}-{attempt}-{secrets.token_hex(2)}"
-    return Errand(job.spec.uid, attempt, JobFolder(path), mono, job_id=job.id)
+    return Errand(job.spec.uid, attempt, JobFolder(path), mono, path.name, job_id=job.id)
 
 
 def pack(errand: Errand, job: Job, state: StateDir, log_cap: int) -> None:

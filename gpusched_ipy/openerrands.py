@@ -83,7 +83,7 @@ class OpenErrands:
     def drop(self, one: Errand) -> None:
         """It is over: its folder goes."""
         one.folder.remove()
-        self._troubles.pop(one.key, None)
+        self._troubles.pop(one.folder.key, None)
         one.job_id = None
         self.all.remove(one)
 
@@ -92,9 +92,10 @@ class OpenErrands:
         try:
             act()
         except (GpuSchedError, OSError) as exc:
-            if self._troubles.get(one.key) != str(exc):
-                self._troubles[one.key] = str(exc)
-                _log.error("%s: the job of %s waits: %s", self.name, one.key, exc)
+            key = one.folder.key
+            if self._troubles.get(key) != str(exc):
+                self._troubles[key] = str(exc)
+                _log.error("%s: the job of %s waits: %s", self.name, key, exc)
 
     # -- what the engine says, and is told
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from gpusched_ipy.engines.folder import JobFolder
 from gpusched_ipy.errors import GpuSchedError
@@ -24,11 +24,27 @@ __all__ = [
     "Health",
     "RejectedError",
     "Status",
+    "TakesArrays",
     "UnreachableError",
+    "member_key",
+    "parted",
 ]
 
 # What a job of the key K is called at every engine: the one thing that can be looked for anywhere.
 NAME_PREFIX = "gpuq-"
+# Between the name of an array and a place in it; no key of a single job ends in it and a number.
+_PLACE = "_"
+
+
+def member_key(array: str, place: int) -> str:
+    """The key of one job of an array: jobs that were handed over in one call, under one name."""
+    return f"{array}{_PLACE}{place}"
+
+
+def parted(key: str) -> tuple[str, int | None]:
+    """The name of the array and the place in it; of a single job its key and None."""
+    name, _, place = key.rpartition(_PLACE)
+    return (name, int(place)) if name and place.isdecimal() else (key, None)
 
 
 class RejectedError(GpuSchedError):
@@ -52,6 +68,7 @@ class Capabilities:
     # Our own jobs that wait there start by their rank; else it gets only those that fit its GPUs.
     orders: bool = True
     refuses_twice: bool = False  # a second submit of a key is refused
+    array_max: int = 1  # jobs that it takes in one call (:class:`TakesArrays`)
     # After a submit of which nobody knows: for how long (s) it is looked for before another try.
     settle_s: float = 0.0
 
@@ -102,8 +119,13 @@ class EngineJob:
 
     @property
     def engine_name(self) -> str:
-        """What it is called at the engine."""
-        return NAME_PREFIX + self.key
+        """What it is called at the engine; the members of an array are called alike."""
+        return NAME_PREFIX + parted(self.key)[0]
+
+    @property
+    def place(self) -> int | None:
+        """Its place in an array; None: it is a single job."""
+        return parted(self.key)[1]
 
 
 class Engine(Protocol):
@@ -162,5 +184,23 @@ class Engine(Protocol):
 
         Raises:
             UnreachableError: the engine does not answer.
+        """
+        ...
+
+
+@runtime_checkable
+class TakesArrays(Protocol):
+    """What an engine may have beyond :class:`Engine`: several jobs in one call.
+
+    They ask for the same, and their keys are those of one array (:func:`member_key`). Each is a job
+    of its own from then on, by its own key. A single one of them, handed over again, goes to
+    ``submit`` as every job does.
+    """
+
+    def submit_array(self, jobs: Sequence[EngineJob]) -> Sequence[str]:
+        """Hand them over, all or none, and return the engine's own id of each.
+
+        Raises:
+            RejectedError, UnreachableError, AmbiguousError: as ``submit``, of all of them.
         """
         ...

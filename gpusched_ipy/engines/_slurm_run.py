@@ -18,13 +18,17 @@ class TooLateError(UnreachableError):
     """A command did not end in time."""
 
 
-def cancel_named(name: str, limit_s: float) -> None:
+def cancel_named(name: str, limit_s: float, native: str | None = None) -> None:
     """End the jobs of that name, by name: an id may be another job's after a controller has died.
+
+    Args:
+        native: of these only the one with that id.
 
     Raises:
         UnreachableError: Slurm does not answer.
     """
-    done = run("scancel", "--quiet", f"--name={name}", limit_s=limit_s)
+    which = [f"--name={name}", *([] if native is None else [native])]
+    done = run("scancel", "--quiet", *which, limit_s=limit_s)
     if done.returncode and "Invalid job id" not in done.stderr:
         raise UnreachableError(f"scancel: {_slurm_text.words(done.stderr)}")
 

@@ -1,31 +1,28 @@
-"""Slurm in words: the batch script of a job, and what its commands print. Pure; it runs nothing."""
+"""What the commands of Slurm print, in our words. Pure; it runs nothing."""
 
 from __future__ import annotations
 
-import math
 import re
-import shlex
-import sys
+from collections import Counter
 from collections.abc import Mapping
 
 from gpusched_ipy.engines import (
     AmbiguousError,
-    EngineJob,
     EngineState,
     RejectedError,
     Status,
     UnreachableError,
+    member_key,
 )
+from gpusched_ipy.engines._slurm_script import NICE_STEP
 from gpusched_ipy.errors import GpuSchedError
 
 # What squeue is asked for: the same on every version, while its JSON is not.
 ROW = "%i|%j|%T|%r|%N"
+# A job's id, and that of the record which holds it: that of an array holds those that wait.
+RECORD_ROW = "%i|%j|%A"
 NODE_ROW = "%N|%G|%T"
-# One step of our own order. Nice only puts a job later; an ordinary user cannot have more.
-NICE_STEP = 1000
-# Our own timer ends a job; Slurm's, in whole minutes, comes a minute later at least.
-_MARGIN_S = 60.0
-_TYPE = re.compile(r"[A-Za-z0-9_.-]+")
+_NATIVE = re.compile(r"(\d+)(?:_(\d+))?")
 _GPUS = re.compile(r"(?:^|,)gpu(?::[^,:()]+)?:(\d+)")
 
 _QUEUED = frozenset(
@@ -75,53 +72,11 @@ _LATER = (
 )
 
 
-def script(job: EngineJob, python: str = sys.executable) -> str:
-    """The batch script that hands one job to its runner.
-
-    Raises:
-        RejectedError: what was asked for cannot be said to Slurm.
-    """
-    output = str(job.folder.path / "engine.log").replace("%", "%%")
-    wanted = [
-        f"--job-name={job.engine_name}",
-        f"--output={output}",
-        "--open-mode=append",
-        "--chdir=/",
-        "--nodes=1",
-        "--ntasks=1",
-        f"--gres={_gres(job)}",
-        f"--nice={NICE_STEP * job.rank}",
-        "--no-requeue",
-    ]
-    if job.time_s is not None:
-        wanted.append(f"--time={math.ceil((job.time_s + _MARGIN_S) / 60)}")
-    lines = [f"#SBATCH {_quoted(option)}" for option in wanted]
-    start = shlex.join(["exec", python, "-I", str(job.folder.runner), str(job.folder.path)])
-    return "\n".join(["#!/bin/sh", *lines, start, ""])
-
-
-def _gres(job: EngineJob) -> str:
-    if job.gpu_type is None:
-        return f"gpu:{job.gpus}"
-    if not _TYPE.fullmatch(job.gpu_type):
-        raise RejectedError(
-            f"--gpu-type {job.gpu_type}: Slurm knows GPUs by the type of its gres.conf, one word"
-        )
-    return f"gpu:{job.gpu_type}:{job.gpus}"
-
-
-def _quoted(option: str) -> str:
-    if "\n" in option or '"' in option:
-        raise RejectedError(f"{option!r} cannot be written in a batch script; set engine_dir")
-    name, _, value = option.partition("=")
-    return f'{name}="{value}"' if re.search(r"[\s#'\\]", value) else option
-
-
 def rows(text: str) -> dict[str, Status]:
-    """How each job stands that squeue lists, by its name.
+    """How each job stands that squeue lists, by its name, or that of its array and its place.
 
-    A name may be listed twice (a restarted controller): the one that is most alive counts, of
-    equals the newest.
+    One may be listed twice (a restarted controller): the one that is most alive counts, of equals
+    the newest. Those of an array that were cancelled together are listed by its name alone.
     """
     found: dict[str, tuple[tuple[int, int], Status]] = {}
     for line in text.splitlines():
@@ -130,11 +85,33 @@ def rows(text: str) -> dict[str, Status]:
             continue
         native, name, state, reason, nodes = (part.strip() for part in parts)
         status = _status(native, state, reason, nodes)
-        number = int(re.sub(r"\D.*", "", native) or 0)
+        number, place = _id_parts(native)
+        name = name if place is None else member_key(name, place)
         rank = (_ALIVE.get(status.state, 0), number)
         if name not in found or rank > found[name][0]:
             found[name] = (rank, status)
     return {name: status for name, (_, status) in found.items()}
+
+
+def _id_parts(native: str) -> tuple[int, int | None]:
+    """The number of a job at Slurm, and its place in an array."""
+    found = _NATIVE.match(native)
+    if found is None:
+        return 0, None
+    return int(found[1]), None if found[2] is None else int(found[2])
+
+
+def shares(text: str) -> dict[str, list[tuple[str, bool]]]:
+    """The ids of each job that squeue lists by :data:`RECORD_ROW`, by its key as in :func:`rows`,
+    and whether it shares a record with others: what is told one of these is told all."""
+    listed = [parts for line in text.splitlines() if len(parts := line.split("|")) == 3]
+    held = Counter(record for _, _, record in listed)
+    found: dict[str, list[tuple[str, bool]]] = {}
+    for native, name, record in listed:
+        _, place = _id_parts(native)
+        key = name if place is None else member_key(name, place)
+        found.setdefault(key, []).append((native, held[record] > 1))
+    return found
 
 
 _ALIVE = {EngineState.RUNNING: 2, EngineState.QUEUED: 1}
@@ -185,6 +162,12 @@ def gpus(text: str) -> int | None:
         if len(parts) == 3 and not parts[2].startswith(("down", "drained", "fail")):
             nodes[parts[0]] = sum(int(number) for number in _GPUS.findall(parts[1]))
     return sum(nodes.values()) if nodes else None
+
+
+def array_max(text: str) -> int:
+    """MaxArraySize of ``scontrol show config``: the most jobs of an array; 1: it takes none."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
+    return max(1, int(found[1])) if found else 1
 
 
 def message_timeout_s(text: str) -> float:

@@ -1,10 +1,10 @@
 """The folder of one attempt of a job at an engine, on a file system that its nodes see as well.
 
 ``task.json`` (what to run) and ``secret.json`` (variables, gone once it runs) stand there before
-``intent`` (it is being handed over) and ``submitted.json`` (the engine has it). Then the node's
-``claim`` (made once: whoever makes it runs the job), ``heartbeat``, ``log`` and at the end
-``result.json``, which alone is the truth. ``cancel`` asks the node to end it. Nothing here asks an
-engine anything.
+``intent`` (it is being handed over, and under which key) and ``submitted.json`` (the engine has
+it). Then the node's ``claim`` (made once: whoever makes it runs the job), ``heartbeat``, ``log``
+and at the end ``result.json``, which alone is the truth. ``cancel`` asks the node to end it.
+Nothing here asks an engine anything.
 """
 
 from __future__ import annotations
@@ -120,11 +120,15 @@ class JobFolder:
         """Whether somebody was about to hand it over, or has."""
         return (self.path / "intent").exists()
 
-    def intend(self) -> None:
-        """It is being handed over from now on."""
+    @property
+    def called(self) -> str:
+        """The key under which it is handed over: its own, or that of an array's member."""
+        return str((_read_json(self.path / "intent") or {}).get("called") or self.key)
+
+    def intend(self, called: str) -> None:
+        """It is being handed over from now on, under that key."""
         if not self.intended:
-            _write(self.path / "intent", "")
-            _sync_folder(self.path)
+            _replace(self.path / "intent", json.dumps({"called": called}))
 
     def not_taken(self) -> None:
         """The engine has surely not taken it."""

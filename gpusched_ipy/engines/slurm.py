@@ -19,10 +19,12 @@ from gpusched_ipy.engines import (
     Health,
     Status,
     UnreachableError,
+    _slurm_script,
     _slurm_text,
+    parted,
 )
 from gpusched_ipy.engines._slurm_run import TooLateError, asked, cancel_named, run
-from gpusched_ipy.engines._slurm_text import ROW
+from gpusched_ipy.engines._slurm_text import RECORD_ROW, ROW
 from gpusched_ipy.text import clean
 
 # sbatch gives up by itself after ten seconds, or what the site has set.
@@ -45,11 +47,17 @@ class SlurmEngine:
     def __init__(self, options: Sequence[str] = ()) -> None:
         self._options = tuple(options)
         self._settle_s: float | None = None
+        self._array_max = 1
 
     def capabilities(self) -> Capabilities:
         """It ends jobs after their time, and refuses what no node could ever run."""
         settle_s = 20.0 if self._settle_s is None else self._settle_s
-        return Capabilities(time_limit=True, refuses_impossible=True, settle_s=settle_s)
+        return Capabilities(
+            time_limit=True,
+            refuses_impossible=True,
+            settle_s=settle_s,
+            array_max=self._array_max,
+        )
 
     def ping(self, timeout: float) -> Health:
         """Whether a controller answers, its version, and how many GPUs its nodes have."""
@@ -64,6 +72,7 @@ class SlurmEngine:
             if self._settle_s is None:
                 config = asked("scontrol", "show", "config", limit_s=timeout)
                 self._settle_s = 2 * _slurm_text.message_timeout_s(config)
+                self._array_max = _slurm_text.array_max(config)
             nodes = asked("sinfo", "-h", "-N", "-o", _slurm_text.NODE_ROW, limit_s=timeout)
             version = asked("scontrol", "-V", limit_s=timeout).split()
         except UnreachableError as exc:
@@ -78,7 +87,15 @@ class SlurmEngine:
         Raises:
             RejectedError, UnreachableError, AmbiguousError: as every engine.
         """
-        text = _slurm_text.script(job)
+        return self.submit_array([job])[0]
+
+    def submit_array(self, jobs: Sequence[EngineJob]) -> Sequence[str]:
+        """Hand these to one sbatch, as the tasks of an array.
+
+        Raises:
+            RejectedError, UnreachableError, AmbiguousError: as every engine.
+        """
+        text = _slurm_script.script(jobs)
         try:
             argv = ("sbatch", "--parsable", *self._options)
             done = run(*argv, limit_s=_SUBMIT_S, script=text)
@@ -86,19 +103,20 @@ class SlurmEngine:
             raise AmbiguousError(str(exc)) from exc
         native = _slurm_text.native_id(done.stdout)
         if done.returncode == 0 and native:
-            return native
+            return [native if one.place is None else f"{native}_{one.place}" for one in jobs]
         raise _slurm_text.refusal(done.stderr)
 
     def status(self, keys: Sequence[str]) -> Mapping[str, Status]:
         """One squeue for all; those that have ended are listed for a few minutes."""
-        listed = self._listed("-t", "all", *_named([NAME_PREFIX + key for key in keys]))
+        listed = self._listed("-t", "all", *_named(keys))
         unknown = Status(state=EngineState.UNKNOWN)
-        return {key: listed.get(NAME_PREFIX + key, unknown) for key in keys}
+        together = {key: listed.get(NAME_PREFIX + parted(key)[0], unknown) for key in keys}
+        return {key: listed.get(NAME_PREFIX + key, together[key]) for key in keys}
 
     def rank(self, ranks: Mapping[str, int]) -> None:
         """Give our own waiting jobs the nice that orders them."""
         by_name = {NAME_PREFIX + key: rank for key, rank in ranks.items()}
-        listed = self._listed("-t", "pending", *_named(list(by_name)))
+        listed = self._listed("-t", "pending", *_named(list(ranks)))
         for native, nice in _slurm_text.ranks_of(by_name, listed).items():
             # One that has begun meanwhile refuses it: then its order is of no matter.
             run("scontrol", "update", f"JobId={native}", f"Nice={nice}", limit_s=_CALL_S)
@@ -106,7 +124,32 @@ class SlurmEngine:
     def cancel(self, keys: Sequence[str]) -> None:
         """End them, by name."""
         for key in keys:
-            cancel_named(NAME_PREFIX + key, _CALL_S)
+            if parted(key)[1] is None:
+                cancel_named(NAME_PREFIX + key, _CALL_S)
+        members = [key for key in keys if parted(key)[1] is not None]
+        if members:
+            self._cancel_members(members)
+
+    def _cancel_members(self, keys: list[str]) -> None:
+        """End these of arrays, by the name and the id of each.
+
+        The tasks of an array that wait share one record, and scancel with a name ends a record as a
+        whole: each is given one of its own first. One for which that fails is left to wait; its
+        folder is taken back, so it leaves as soon as it starts.
+        """
+        found = self._records(keys)
+        shared = [native for key in keys for native, shares in found.get(key, ()) if shares]
+        for native in shared:
+            run("scontrol", "update", f"JobId={native}", "Nice=0", limit_s=_CALL_S)
+        for key, records in (self._records(keys) if shared else found).items():
+            for native, shares in records:
+                if key in keys and not shares:
+                    cancel_named(NAME_PREFIX + parted(key)[0], _CALL_S, native)
+
+    def _records(self, keys: list[str]) -> dict[str, list[tuple[str, bool]]]:
+        listed = asked("squeue", "-r", "-h", *_named(keys), "-o", RECORD_ROW, limit_s=_CALL_S)
+        found = _slurm_text.shares(listed)
+        return {key: found[NAME_PREFIX + key] for key in keys if NAME_PREFIX + key in found}
 
     def reattach(self) -> Sequence[str]:
         """Our jobs that wait or run there, whoever has submitted them."""
@@ -118,12 +161,12 @@ class SlurmEngine:
         ]
 
     def _listed(self, *wanted: str) -> dict[str, Status]:
-        return _slurm_text.rows(asked("squeue", "-h", *wanted, "-o", ROW, limit_s=_CALL_S))
+        return _slurm_text.rows(asked("squeue", "-r", "-h", *wanted, "-o", ROW, limit_s=_CALL_S))
 
 
-def _named(names: Sequence[str]) -> tuple[str, str]:
+def _named(keys: Sequence[str]) -> tuple[str, str]:
     """What picks these jobs at squeue; where one argument cannot hold them, all of the user's."""
-    text = ",".join(names)
+    text = ",".join(dict.fromkeys(NAME_PREFIX + parted(key)[0] for key in keys))
     return ("-n", text) if len(text) <= _ARGUMENT else ("-u", str(os.geteuid()))
 
 

@@ -27,7 +27,7 @@ from gpusched_ipy.engines import (
     Status,
     UnreachableError,
 )
-from gpusched_ipy.job import Job, JobKind, JobSpec, JobState, Request
+from gpusched_ipy.job import ArrayPlace, Job, JobKind, JobSpec, JobState, Request
 from gpusched_ipy.locks import Membership
 from gpusched_ipy.statedir import open_state_dir
 from gpusched_ipy.store import Store
@@ -89,13 +89,38 @@ class Scripted:
         self.says[key] = Status(state=EngineState.ENDED, native="7")
 
 
+@dataclass
+class WithArrays(Scripted):
+    """… and takes several in one call, unless it may have only so many at a time."""
+
+    most: int = 100
+    arrays: list[list[str]] = field(default_factory=list)
+    refuses: Exception | None = None  # every array
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(settle_s=0.0, array_max=self.most)
+
+    def submit_array(self, jobs: Sequence[EngineJob]) -> Sequence[str]:
+        self.arrays.append([job.key for job in jobs])
+        if self.refuses is not None:
+            raise self.refuses
+        if self.takes:
+            for job in jobs:
+                self.jobs[job.key] = job
+                self.says[job.key] = Status(state=EngineState.QUEUED, text="others first")
+        if self.raises is not None:
+            raised, self.raises = self.raises, None
+            raise raised
+        return [f"7_{job.place}" for job in jobs]
+
+
 class Counter:
     """A desk with its queue: rounds are made by hand."""
 
-    def __init__(self, settings: Settings, tmp_path: Path) -> None:
+    def __init__(self, settings: Settings, tmp_path: Path, engine: Scripted) -> None:
         self.state = open_state_dir(settings)
         self.store = Store(self.state)
-        self.engine = Scripted()
+        self.engine = engine
         self.settings = settings
         self.root = tmp_path / "engines"
         self.member = Membership(self.state)
@@ -126,6 +151,12 @@ class Counter:
             )
         )
 
+    def sweep(self, size: int, line: str = "echo ran", **more: object) -> list[Job]:
+        return [
+            self.submit(f"m{at}", line, array=ArrayPlace(id="5eed", index=at, size=size), **more)
+            for at in range(size)
+        ]
+
     def round(self, times: int = 1) -> None:
         for _ in range(times):
             errands = self.desk._errands
@@ -141,7 +172,13 @@ class Counter:
 
 @pytest.fixture
 def counter(settings: Settings, tmp_path: Path) -> Counter:
-    return Counter(settings, tmp_path)
+    return Counter(settings, tmp_path, Scripted())
+
+
+@pytest.fixture
+def arrays(settings: Settings, tmp_path: Path) -> Counter:
+    """With an engine that takes arrays, and has eight GPUs."""
+    return Counter(settings, tmp_path, WithArrays(gpus=8))
 
 
 def test_a_job_goes_out_and_comes_home(counter: Counter) -> None:

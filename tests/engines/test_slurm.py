@@ -131,29 +131,37 @@ def test_a_function_and_its_result_go_through_a_folder(queue: Queue, slurm: Slur
         submit(bad, engine="slurm", queue=queue).result(_LONG_S)
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    ("point", "members"),
+    [*((point, 1) for point in POINTS), *((point, 3) for point in ("intended", "taken", "told"))],
+)
 def test_an_agent_that_dies_on_the_way_loses_nothing_and_runs_nothing_twice(
     queue: Queue,
     slurm: SlurmCluster,
     tmp_path: Path,
     counted: Callable[[], list[str]],
     point: str,
+    members: int,
 ) -> None:
     lock = FileLock(queue.state.agent_lock)
     assert lock.try_acquire(), "so that the submit starts no agent"
-    job = shell(queue, f"echo run >> {tmp_path}/ran; echo out", env=["WORD=kept"])
+    line = f"echo $GPUSCHED_JOB_ID >> {tmp_path}/ran; echo out"
+    asked: dict[str, object] = {"sweep": {"n": range(members)}} if members > 1 else {}
+    jobs = queue.submit_all(
+        [line], shell=True, engine="slurm", env=["WORD=kept"], name="doomed", **asked
+    ).jobs
     lock.release()
     argv = [sys.executable, "-m", "tests.engines.doomed", point]
     argv += ["--state-dir", str(queue.state.root)]
     done = subprocess.run(argv, cwd=ROOT, timeout=_LONG_S, check=False)
     assert done.returncode == -signal.SIGKILL, "it was to die there"
     ensure_agent(queue.state)
-    job = ended(queue, job)
-    assert (job.state, job.attempts) == (JobState.COMPLETED, 1)
-    assert counted() == ["run"]
-    path = queue.log_path(job.id)
-    assert path is not None
-    assert path.read_text() == "out\n"
+    for job in queue.wait(*(job.id for job in jobs), timeout=_LONG_S):
+        assert (job.state, job.attempts) == (JobState.COMPLETED, 1)
+        path = queue.log_path(job.id)
+        assert path is not None
+        assert path.read_text() == "out\n"
+    assert sorted(map(int, counted())) == [job.id for job in jobs]
 
 
 def test_what_cannot_leave_this_process_says_so(queue: Queue) -> None:

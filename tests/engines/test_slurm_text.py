@@ -12,7 +12,10 @@ from gpusched_ipy.engines import (
     EngineState,
     RejectedError,
     UnreachableError,
+    _slurm_script,
     _slurm_text,
+    member_key,
+    parted,
 )
 from gpusched_ipy.engines.folder import JobFolder
 
@@ -24,36 +27,52 @@ def job(**more: object) -> EngineJob:
     return EngineJob(key="f0-1-ab", folder=folder, name="train", **more)  # type: ignore[arg-type]
 
 
+def member(place: int, folder: str, **more: object) -> EngineJob:
+    return EngineJob(
+        key=member_key("5eed-0a0b", place),
+        folder=JobFolder(Path("/shared") / folder),
+        name="train",
+        **more,  # type: ignore[arg-type]
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "asked"),
     [
-        ("plain", job()),
-        ("everything", job(gpus=4, gpu_type="a100_80gb", time_s=3601.0, rank=3)),
+        ("plain", [job()]),
+        ("type", [job(gpus=2, gpu_type="a100_80gb")]),
+        ("time", [job(time_s=61.0)]),
+        ("everything", [job(gpus=4, gpu_type="a100_80gb", time_s=3601.0, rank=3)]),
         (
             "odd-path",
-            EngineJob(
-                key="f0-2-cd",
-                folder=JobFolder(Path("/shared/it's 100% ours/f0-2-cd")),
-                name="☃",
-            ),
+            [
+                EngineJob(
+                    key="f0-2-cd",
+                    folder=JobFolder(Path("/shared/it's 100% ours/f0-2-cd")),
+                    name="☃",
+                )
+            ],
         ),
+        ("array", [member(at, f"f{at}-1-ab", time_s=60.0) for at in range(3)]),
+        ("array-odd-path", [member(0, "it's 100% ours/f0"), member(1, 'a "b"; $c/f1')]),
+        ("one-of-an-array", [member(7, "f7-1-ab", gpus=2)]),
     ],
 )
-def test_a_script_is_as_it_was(name: str, asked: EngineJob) -> None:
-    text = _slurm_text.script(asked, python="/opt/python/bin/python3")
+def test_a_script_is_as_it_was(name: str, asked: list[EngineJob]) -> None:
+    text = _slurm_script.script(asked, python="/opt/python/bin/python3")
     assert text == (GOLDEN / f"{name}.sh").read_text()
 
 
 @pytest.mark.parametrize("gpu", ["a100 --account=root", "x\n#SBATCH --uid=0", "GPU-1,GPU-2", ""])
 def test_a_type_is_one_word_or_refused(gpu: str) -> None:
     with pytest.raises(RejectedError, match="gres"):
-        _slurm_text.script(job(gpu_type=gpu))
+        _slurm_script.script([job(gpu_type=gpu)])
 
 
 def test_a_folder_that_a_script_cannot_name_is_refused() -> None:
     folder = JobFolder(Path('/shared/"\n#SBATCH --uid=0'))
     with pytest.raises(RejectedError, match="engine_dir"):
-        _slurm_text.script(EngineJob(key="k", folder=folder, name="n"))
+        _slurm_script.script([EngineJob(key="k", folder=folder, name="n")])
 
 
 def test_of_a_name_that_is_listed_twice_the_living_one_counts() -> None:
@@ -67,6 +86,43 @@ def test_of_a_name_that_is_listed_twice_the_living_one_counts() -> None:
     assert found["gpuq-a"].state is EngineState.RUNNING
     assert found["gpuq-a"].where == "n1"
     assert (found["gpuq-b"].state, found["gpuq-b"].native) == (EngineState.FAILED, "9")
+
+
+def test_the_tasks_of_an_array_are_told_apart() -> None:
+    found = _slurm_text.rows(
+        "12_0|gpuq-a|COMPLETED|None|n1\n12_1|gpuq-a|RUNNING|None|n1\n"
+        "12_2|gpuq-a|PENDING|Priority|\n12|gpuq-a|CANCELLED|Priority|\n"
+    )
+    assert {name: status.state for name, status in found.items()} == {
+        "gpuq-a_0": EngineState.ENDED,
+        "gpuq-a_1": EngineState.RUNNING,
+        "gpuq-a_2": EngineState.QUEUED,
+        "gpuq-a": EngineState.CANCELLED,
+    }
+    assert found["gpuq-a_2"].native == "12_2"
+
+
+def test_which_tasks_share_a_record() -> None:
+    found = _slurm_text.shares(
+        "12_0|gpuq-a|13\n12_2|gpuq-a|12\n12_3|gpuq-a|12\n12_4|gpuq-a|15\n9|gpuq-b|9\n"
+    )
+    assert found == {
+        "gpuq-a_0": [("12_0", False)],
+        "gpuq-a_2": [("12_2", True)],
+        "gpuq-a_3": [("12_3", True)],
+        "gpuq-a_4": [("12_4", False)],
+        "gpuq-b": [("9", False)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "parts"),
+    [("5eed-0a0b_3", ("5eed-0a0b", 3)), ("f0-1-ab", ("f0-1-ab", None)), ("_4", ("_4", None))],
+)
+def test_the_key_of_a_member_names_its_array_and_its_place(
+    key: str, parts: tuple[str, int | None]
+) -> None:
+    assert parted(key) == parts
 
 
 @pytest.mark.parametrize(
@@ -124,6 +180,12 @@ def test_what_sbatch_prints_is_an_id() -> None:
     assert _slurm_text.native_id("12\n") == "12"
     assert _slurm_text.native_id("a warning\n12;cluster\n") == "12"
     assert _slurm_text.native_id("") == ""
+
+
+def test_how_many_jobs_a_site_gives_an_array() -> None:
+    assert _slurm_text.array_max("A = 1\nMaxArraySize            = 1001\n") == 1001
+    assert _slurm_text.array_max("MaxArraySize = 0\n") == 1
+    assert _slurm_text.array_max("") == 1
 
 
 def test_the_time_that_a_site_gives_a_message() -> None:

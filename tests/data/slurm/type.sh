@@ -1,0 +1,11 @@
+#!/bin/sh
+#SBATCH --job-name=gpuq-f0-1-ab
+#SBATCH --output=/shared/engines/f0-1-ab/engine.log
+#SBATCH --open-mode=append
+#SBATCH --chdir=/
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --gres=gpu:a100_80gb:2
+#SBATCH --nice=0
+#SBATCH --no-requeue
+exec /opt/python/bin/python3 -I /shared/engines/f0-1-ab/node.py /shared/engines/f0-1-ab
