@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from gpusched_ipy.engines import (
+    NAME_PREFIX,
     AmbiguousError,
     EngineState,
     RejectedError,
     Status,
     UnreachableError,
     member_key,
+    parted,
 )
 from gpusched_ipy.engines._slurm_script import NICE_STEP
 from gpusched_ipy.errors import GpuSchedError
@@ -84,6 +86,8 @@ def rows(text: str) -> dict[str, Status]:
         if len(parts) != 5:
             continue
         native, name, state, reason, nodes = (part.strip() for part in parts)
+        state = state.partition(" ")[0]  # sacct says "CANCELLED by 1000"
+        nodes = "" if nodes == "None assigned" else nodes
         status = _status(native, state, reason, nodes)
         number, place = _id_parts(native)
         name = name if place is None else member_key(name, place)
@@ -91,6 +95,16 @@ def rows(text: str) -> dict[str, Status]:
         if name not in found or rank > found[name][0]:
             found[name] = (rank, status)
     return {name: status for name, (_, status) in found.items()}
+
+
+def of_key(listed: Mapping[str, Status], name: str) -> Status | None:
+    """How the job of that name, or that member of an array, stands among :func:`rows`."""
+    return listed.get(name, listed.get(parted(name)[0]))
+
+
+def names(keys: Iterable[str]) -> str:
+    """The names of these jobs at Slurm, as its commands take them."""
+    return ",".join(dict.fromkeys(NAME_PREFIX + parted(key)[0] for key in keys))
 
 
 def _id_parts(native: str) -> tuple[int, int | None]:
@@ -162,6 +176,11 @@ def gpus(text: str) -> int | None:
         if len(parts) == 3 and not parts[2].startswith(("down", "drained", "fail")):
             nodes[parts[0]] = sum(int(number) for number in _GPUS.findall(parts[1]))
     return sum(nodes.values()) if nodes else None
+
+
+def has_accounts(text: str) -> bool:
+    """Whether ``scontrol show config`` names slurmdbd as the place of accounts."""
+    return bool(re.search(r"^AccountingStorageType\s*=\s*\S+/slurmdbd", text, re.MULTILINE))
 
 
 def array_max(text: str) -> int:

@@ -1,5 +1,5 @@
-"""Slurm by its own commands: sbatch, squeue, scancel, scontrol, sinfo. No library, no accounting,
-no REST. It keeps nothing: a job is found again by its name alone.
+"""Slurm by its own commands: sbatch, squeue, scancel, scontrol, sinfo. No library, no REST, and no
+accounting is needed. It keeps nothing: a job is found again by its name alone.
 
 Written for Slurm 20.11 and later.
 """
@@ -23,6 +23,7 @@ from gpusched_ipy.engines import (
     _slurm_text,
     parted,
 )
+from gpusched_ipy.engines._slurm_accounts import Accounts
 from gpusched_ipy.engines._slurm_run import TooLateError, asked, cancel_named, run
 from gpusched_ipy.engines._slurm_text import RECORD_ROW, ROW
 from gpusched_ipy.text import clean
@@ -48,6 +49,7 @@ class SlurmEngine:
         self._options = tuple(options)
         self._settle_s: float | None = None
         self._array_max = 1
+        self._accounts = Accounts(there=False)
 
     def capabilities(self) -> Capabilities:
         """It ends jobs after their time, and refuses what no node could ever run."""
@@ -73,6 +75,7 @@ class SlurmEngine:
                 config = asked("scontrol", "show", "config", limit_s=timeout)
                 self._settle_s = 2 * _slurm_text.message_timeout_s(config)
                 self._array_max = _slurm_text.array_max(config)
+                self._accounts = Accounts(there=_slurm_text.has_accounts(config))
             nodes = asked("sinfo", "-h", "-N", "-o", _slurm_text.NODE_ROW, limit_s=timeout)
             version = asked("scontrol", "-V", limit_s=timeout).split()
         except UnreachableError as exc:
@@ -107,11 +110,13 @@ class SlurmEngine:
         raise _slurm_text.refusal(done.stderr)
 
     def status(self, keys: Sequence[str]) -> Mapping[str, Status]:
-        """One squeue for all; those that have ended are listed for a few minutes."""
+        """One squeue for all; those that have ended are listed for a few minutes, and after that
+        one sacct for all where the site has accounts."""
         listed = self._listed("-t", "all", *_named(keys))
+        found = {key: _slurm_text.of_key(listed, NAME_PREFIX + key) for key in keys}
+        ended = self._accounts.ended([key for key, status in found.items() if status is None])
         unknown = Status(state=EngineState.UNKNOWN)
-        together = {key: listed.get(NAME_PREFIX + parted(key)[0], unknown) for key in keys}
-        return {key: listed.get(NAME_PREFIX + key, together[key]) for key in keys}
+        return {key: status or ended.get(key, unknown) for key, status in found.items()}
 
     def rank(self, ranks: Mapping[str, int]) -> None:
         """Give our own waiting jobs the nice that orders them."""
@@ -166,7 +171,7 @@ class SlurmEngine:
 
 def _named(keys: Sequence[str]) -> tuple[str, str]:
     """What picks these jobs at squeue; where one argument cannot hold them, all of the user's."""
-    text = ",".join(dict.fromkeys(NAME_PREFIX + parted(key)[0] for key in keys))
+    text = _slurm_text.names(keys)
     return ("-n", text) if len(text) <= _ARGUMENT else ("-u", str(os.geteuid()))
 
 

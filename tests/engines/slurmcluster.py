@@ -1,4 +1,4 @@
-"""A real Slurm of one node inside one folder: munged, slurmctld, slurmd, and two GPUs in name.
+"""A real Slurm inside one folder: munged, slurmctld, a slurmd for each node with two GPUs in name.
 
 It touches nothing outside its folder and ends exactly what it has started.
 """
@@ -12,12 +12,14 @@ import signal
 import socket
 import subprocess
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import psutil
 from helpers import wait_until
 
 from gpusched_ipy.process import start_ticks
+from tests.engines import slurmaccounts
 
 PARTS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scancel", "scontrol", "sinfo")
 GPUS = 2
@@ -31,20 +33,20 @@ AuthType=auth/munge
 AuthInfo=socket={root}/munge.sock
 CredType=cred/munge
 StateSaveLocation={root}/state
-SlurmdSpoolDir={root}/spool
+SlurmdSpoolDir={root}/spool/%n
 SlurmctldPidFile={root}/slurmctld.pid
-SlurmdPidFile={root}/slurmd.pid
+SlurmdPidFile={root}/slurmd-%n.pid
 SlurmctldLogFile={root}/slurmctld.log
-SlurmdLogFile={root}/slurmd.log
+SlurmdLogFile={root}/slurmd-%n.log
 MailProg=/bin/true
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
+{accounts}
 MpiDefault=none
 ReturnToService=2
 SlurmctldTimeout=10
-SlurmdTimeout=10
+SlurmdTimeout={node_timeout}
 MessageTimeout=2
 KillWait=5
 MinJobAge=300
@@ -55,10 +57,13 @@ SelectTypeParameters=CR_CPU_Memory
 PriorityType=priority/basic
 GresTypes=gpu
 SlurmdParameters=config_overrides
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={node} CPUs=8 RealMemory=4096 \
-Gres=gpu:{gpus} State=UNKNOWN
+{nodes}
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE DefMemPerCPU=100 State=UP
 """
+_NODE = (
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=8 RealMemory=4096 "
+    "Gres=gpu:{gpus} State=UNKNOWN"
+)
 
 
 def missing() -> str:
@@ -68,29 +73,42 @@ def missing() -> str:
 
 
 class SlurmCluster:
-    """The cluster, up from its making until :meth:`stop`."""
+    """The cluster, up from its making until :meth:`stop`.
 
-    def __init__(self) -> None:
+    Args:
+        nodes: how many, each with two GPUs; they are called n1, n2 …
+        accounting: with slurmdbd, whose parts are there (:func:`slurmaccounts.missing`).
+        node_timeout: after how many seconds a silent node is down.
+    """
+
+    def __init__(self, *, nodes: int = 1, accounting: bool = False, node_timeout: int = 10) -> None:
         # Not below the tests' own folder: the path of a socket must be short.
         self.root = Path(tempfile.mkdtemp(prefix="gpusched-slurm-"))
         self.root.chmod(0o755)
-        for name in ("state", "spool", "dev"):
-            (self.root / name).mkdir()
+        self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
+        for name in ("state", "dev", *(f"spool/{node}" for node in self.nodes)):
+            (self.root / name).mkdir(parents=True)
         for number in range(GPUS):
             # Any character device will do; the digit becomes CUDA_VISIBLE_DEVICES.
             (self.root / "dev" / f"nvidia{number}").symlink_to("/dev/null")
         self.conf = self.root / "slurm.conf"
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            two.bind(("127.0.0.1", 0))
-            ports = {"ctl": one.getsockname()[1], "node": two.getsockname()[1]}
+        ports = _ports("ctl", "dbd", "sql", *self.nodes)
+        host = socket.gethostname().partition(".")[0]
+        accounts = "AccountingStorageType=accounting_storage/none"
+        if accounting:
+            accounts = slurmaccounts.SLURM_CONF.format(root=self.root, dbd=ports["dbd"])
         self.conf.write_text(
             _CONF.format(
-                host=socket.gethostname().partition(".")[0],
+                host=host,
                 user=getpass.getuser(),
                 root=self.root,
-                gpus=GPUS,
-                **ports,
+                ctl=ports["ctl"],
+                node_timeout=node_timeout,
+                accounts=accounts,
+                nodes="\n".join(
+                    _NODE.format(name=node, host=host, port=ports[node], gpus=GPUS)
+                    for node in self.nodes
+                ),
             )
         )
         devices = f"{self.root}/dev/nvidia[0-{GPUS - 1}]"
@@ -103,9 +121,13 @@ class SlurmCluster:
             "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin",
         }
         self._start_munge()
+        self.accounts: slurmaccounts.SlurmAccounts | None = None
+        if accounting:
+            self.accounts = slurmaccounts.SlurmAccounts(self.root, ports, self.environ)
         self.start_controller()
-        self.start_node()
-        wait_until(lambda: self._node_state() == "idle", 60, "an idle node")
+        for node in self.nodes:
+            self.start_node(node)
+        wait_until(self._idle, 60, "idle nodes")
 
     def _version(self) -> tuple[int, ...]:
         said = subprocess.run(
@@ -132,9 +154,9 @@ class SlurmCluster:
         self._daemon("slurmctld")
         wait_until(lambda: " UP" in self.run("scontrol", "ping"), 60, "a controller")
 
-    def start_node(self) -> None:
-        """Start the node's daemon."""
-        self._daemon("slurmd", "-N", "n1")
+    def start_node(self, node: str = "n1") -> None:
+        """Start a node's daemon."""
+        self._daemon("slurmd", "-N", node)
 
     def _daemon(self, *argv: str) -> None:
         log = (self.root / "daemons.log").open("ab")
@@ -162,6 +184,27 @@ class SlurmCluster:
         wait_until(lambda: saved.stat().st_mtime_ns != before, 60, "the state to be saved")
         self.kill("slurmctld")
 
+    def kill_node(self, node: str, *jobs: int) -> None:
+        """Kill a node's daemon with all that runs there, as where its power fails.
+
+        Args:
+            jobs: a process of each job that runs there.
+        """
+        self.kill(f"slurmd-{node}")
+        for pid in jobs:
+            step = psutil.Process(pid).parent()
+            assert step is not None
+            assert "slurmstepd" in step.name(), step
+            for process in (step, *step.children(recursive=True)):
+                process.kill()
+
+    def forget(self) -> None:
+        """Have the controller know no job any more, as after a state folder that was lost."""
+        self.kill("slurmctld")
+        for path in (self.root / "state").glob("job_state*"):
+            path.unlink()
+        self.start_controller()
+
     def kill(self, daemon: str) -> None:
         """Kill one of the daemons and wait until it is gone."""
         pid = self._pid(daemon)
@@ -178,16 +221,31 @@ class SlurmCluster:
         for number in self.run("squeue", "-h", "-o", "%i").split():
             self.run("scancel", number)
         wait_until(lambda: not self.run("squeue", "-h", "-o", "%i"), 60, "an empty Slurm")
-        if self._node_state() != "idle":
-            self.run("scontrol", "update", "NodeName=n1", "State=RESUME")
-            wait_until(lambda: self._node_state() == "idle", 60, "an idle node")
+        if not self._idle():
+            self.run("scontrol", "update", f"NodeName={','.join(self.nodes)}", "State=RESUME")
+            wait_until(self._idle, 60, "idle nodes")
 
-    def _node_state(self) -> str:
-        return self.run("sinfo", "-h", "-N", "-o", "%t")
+    def _idle(self) -> bool:
+        return self.run("sinfo", "-h", "-N", "-o", "%t").split() == ["idle"] * len(self.nodes)
 
     def stop(self) -> None:
         """End the daemons and remove the folder."""
-        for daemon in ("slurmd", "slurmctld", "munged"):
+        for daemon in (*(f"slurmd-{node}" for node in self.nodes), "slurmctld"):
             with suppress(FileNotFoundError, ProcessLookupError, ValueError):
                 self.kill(daemon)
+        if self.accounts is not None:
+            self.accounts.stop()
+        with suppress(FileNotFoundError, ProcessLookupError, ValueError):
+            self.kill("munged")
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def _ports(*names: str) -> dict[str, int]:
+    """A port of this machine for each, that nobody has now."""
+    found = {}
+    with ExitStack() as stack:
+        for name in names:
+            opened = stack.enter_context(socket.socket())
+            opened.bind(("127.0.0.1", 0))
+            found[name] = opened.getsockname()[1]
+    return found
