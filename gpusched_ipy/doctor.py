@@ -23,6 +23,7 @@ from gpusched_ipy.agent import running_agent
 from gpusched_ipy.backends import Backend, Detail, Detected, detect
 from gpusched_ipy.bell import Bell
 from gpusched_ipy.config import BACKENDS, Settings, config_path
+from gpusched_ipy.devicefiles import closed_to_us, device_files, group_of
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.snapshot import Gpu, Health, Snapshot
 from gpusched_ipy.statedir import StateDir, network_file_system, open_state_dir
@@ -41,7 +42,8 @@ _NO_SETTINGS = frozenset(
         *("GPUSCHED_CAPTURES", "GPUSCHED_TRACES", "GPUSCHED_REQUIRE"),
     }
 )
-_PATIENCE_S = 10.0  # for one backend: a hung driver is a finding, not a hang
+# For one backend, which gives a tool 10 s itself: a hung driver is a finding, not a hang.
+_PATIENCE_S = 12.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,24 +175,48 @@ def _reading(snapshot: Snapshot | Exception | None, wanted: bool) -> Iterator[Fi
     if snapshot.problem is not None:
         advice = _advice(snapshot.problem)
         yield Finding(f"    reading failed: {snapshot.problem}", wanted, advice)
+    if snapshot.driver is not None:
+        yield Finding(f"    driver {snapshot.driver}")
     for gpu in snapshot.gpus:
         index = "-" if gpu.index is None else str(gpu.index)
         memory = format_bytes(gpu.mem_total_bytes)
         yield Finding(f"    GPU {index}: {gpu.name}, {memory}, {gpu.uuid}")
         yield from _gpu_faults(gpu, wanted)
+    for vendor in sorted({gpu.vendor for gpu in snapshot.gpus}):
+        yield from _device_files(vendor, wanted)
 
 
 def _gpu_faults(gpu: Gpu, wanted: bool) -> Iterator[Finding]:
-    if gpu.health in (Health.LOST, Health.RESET_REQUIRED, Health.DRIVER_MISMATCH):
+    if gpu.health in _HEALTH_ADVICE:
         text = f"    {gpu.health}{f' ({gpu.health_text})' if gpu.health_text else ''}"
         yield Finding(text, fault=wanted, advice=_HEALTH_ADVICE[gpu.health])
+    elif gpu.health_text is not None:
+        # It sleeps, or a source that only adds to the reading (macmon, xpu-smi) says nothing.
+        yield Finding(f"    {gpu.health_text}")
+    if gpu.health is not Health.OK:
+        return
     if gpu.processes is None:
         yield Finding("    its processes cannot be seen here: utilization and memory decide")
     elif any(not process.visible for process in gpu.processes):
         yield Finding("    some of its processes belong to other containers: strangers")
 
 
+def _device_files(vendor: str, wanted: bool) -> Iterator[Finding]:
+    files = device_files(vendor)
+    closed = closed_to_us(files)
+    for path in closed:
+        group = group_of(path)
+        yield Finding(
+            f"    {path} cannot be opened by this user: programs find no GPU",
+            fault=wanted,
+            advice=f"as root: usermod -aG {group} NAME, then log in again",
+        )
+    if files and not closed:
+        yield Finding(f"    may be opened: {', '.join(map(str, files))}")
+
+
 _HEALTH_ADVICE = {
+    Health.UNKNOWN: "nothing is started on it; mend what is said there, or look at `dmesg`",
     Health.LOST: "it has fallen off the bus: reboot; if it comes back like this, look at `dmesg`",
     Health.RESET_REQUIRED: "end what uses it and ask an administrator for `nvidia-smi --gpu-reset`",
     Health.DRIVER_MISMATCH: "the driver was updated while it was loaded: reboot",
@@ -199,6 +225,8 @@ _HEALTH_ADVICE = {
 _ADVICE = (
     ("mismatch", "the driver was updated while it was loaded: reboot, or load its new modules"),
     ("permission", "ask for access to the GPU's files (groups video and render)"),
+    ("no answer within", "the driver hangs: look at `dmesg`; a reboot may be needed"),
+    ("printed nothing for", "the driver hangs: look at `dmesg`; a reboot may be needed"),
     ("not found", "install the GPU's driver; in a container give it the GPU (`--gpus all`)"),
     ("no such file", "install the GPU's driver, or mend the path in the settings"),
     ("script", "mend the script of the fake GPUs (setting fake)"),

@@ -119,6 +119,9 @@ def test_ioreg_of_a_mac_with_two_cards() -> None:
                 "GPU Activity(%)": 40,
                 "vramUsedBytes": 1 * GIB,
                 "vramFreeBytes": 3 * GIB,
+                "Temperature(C)": 58,
+                "Total Power(W)": 19,
+                "Core Clock(MHz)": 300,
             },
         },
         {"IOClass": "SomethingElse"},
@@ -127,6 +130,8 @@ def test_ioreg_of_a_mac_with_two_cards() -> None:
     assert (integrated.utilization, integrated.mem_used_bytes) == (0.03, None)
     assert (card.name, card.utilization) == ("AMD Radeon Pro 5500M", 0.4)
     assert (card.mem_used_bytes, card.vram_total_bytes) == (GIB, 4 * GIB)
+    assert (card.temperature_c, card.power_w, card.freq_mhz) == (58, 19, 300)
+    assert (integrated.temperature_c, integrated.power_w, integrated.freq_mhz) == (None, None, None)
 
 
 def test_ioreg_without_a_gpu_and_with_garbage() -> None:
@@ -486,13 +491,16 @@ def test_the_end_of_powermetrics_is_noticed_and_it_starts_again(tools: Tools) ->
     tools.stream("sudo", [plistlib.dumps(power_tree())])
     backend = tools.open("powermetrics", clock)
     assert wait_for(lambda: backend.read().gpus[0].power_w)
-    os.kill(tools.pid("sudo"), signal.SIGKILL)
+    before = tools.pid("sudo")
+    tools.stream("sudo", [plistlib.dumps(power_tree(gpu_energy=2 * 5045))])
+    os.kill(before, signal.SIGKILL)
     snapshot = wait_for(lambda: next((s for s in [backend.read()] if s.gpus[0].health_text), None))
     assert "sudo ended" in (snapshot.gpus[0].health_text or "")
     assert (snapshot.problem, snapshot.gpus[0].utilization) == (None, 0.26)
     clock.mono += 5  # older than a reading may be, and past the pause
-    assert backend.read().gpus[0].power_w is None
-    assert wait_for(lambda: backend.read().gpus[0].power_w) == pytest.approx(5.0)
+    # The old value is never shown again: either nothing yet, or what the new one prints.
+    assert backend.read().gpus[0].power_w in (None, pytest.approx(10.0))
+    assert wait_for(lambda: backend.read().gpus[0].power_w) == pytest.approx(10.0)
     assert backend.read().gpus[0].health_text is None
     assert len(tools.calls("sudo")) == 2
 

@@ -1,29 +1,32 @@
 """Recorded outputs of nvidia-smi against what a right parser reads from them.
 
-The recordings are other people's and not part of this package: GPUSCHED_CAPTURES names their
-folder. No file is treated in a way of its own; each format has one view, and a value that the view
-does not have fails, so that nothing of a new recording is passed over.
+Each format has one view, and a value that the view does not have fails, so that nothing of a new
+recording is passed over; see ``captures.py``.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
-from collections.abc import Callable, Mapping
+import shlex
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from captures import Entry, agree, need, of_formats, path_of
 
+from gpusched_ipy.backends import Detail
 from gpusched_ipy.backends._nvidia_faults import unknown_text
-from gpusched_ipy.backends._nvidia_text import Row, parse_apps, parse_query
+from gpusched_ipy.backends._nvidia_pci import PciBus
+from gpusched_ipy.backends._nvidia_text import Row, ended, parse_apps, parse_query
 from gpusched_ipy.backends._nvidia_xml import XmlGpu, parse_list, parse_xml
+from gpusched_ipy.backends.nvidia_smi import NvidiaSmiBackend
 from gpusched_ipy.errors import BackendReadError
+from gpusched_ipy.snapshot import Health
 
-FOLDER = os.environ.get("GPUSCHED_CAPTURES")
 pytestmark = pytest.mark.captures
-Entry = dict[str, Any]
+StandIn = Callable[[Entry, int], NvidiaSmiBackend]
 View = Callable[[str, Entry], dict[str, Any]]
 
 _MODES = {
@@ -63,18 +66,23 @@ def fields(entry: Entry) -> list[str] | None:
     """The columns of an answer without a header, as the recording names them."""
     if "noheader" not in entry["format"]:
         return None
-    asked = re.search(r"--query-[a-z-]+=([a-z_.,]+)", entry["what"])
-    named: str = asked[1] if asked else entry["expect"]["fields"]
+    told = (entry["expect"].get("fields"), entry.get("fields"), entry["what"])
+    named = next(
+        found[0]
+        for text in told
+        if text and (found := re.search(r"(?<![\w.-])[a-z_]+(?:[.,][a-z0-9_]+)+", text))
+    )
     return named.split(",")
 
 
 def csv_view(text: str, entry: Entry) -> dict[str, Any]:
-    if "--query-compute-apps" in entry["what"]:
+    columns = fields(entry) or re.findall(r"[\w.]+(?: \[[^]]*\])?", text.partition("\n")[0])
+    if "pid" in columns:
         apps = parse_apps(text, fields(entry))
         return {
             "processes": [
                 {"pid": app.pid, "name": app.name, "uuid": app.uuid, "mem_bytes": app.mem_bytes}
-                for app in apps
+                for app in apps or ()
             ]
         }
     answer = parse_query(text, fields(entry))
@@ -166,64 +174,81 @@ NOT_READ = {
 }
 
 
-def entries() -> list[Entry]:
-    if FOLDER is None:
-        return []
-    listed = json.loads((Path(FOLDER) / "expected.json").read_text(encoding="utf-8"))
-    return [entry for entry in listed if entry["format"].startswith("nvidia-smi")]
-
-
-def those_that_are_read() -> list[Any]:
-    """The recordings for ``parametrize``; a lone None, which skips, where there are none."""
-    found = [entry for entry in entries() if entry["format"] in VIEWS]
-    return [pytest.param(entry, id=entry["file"]) for entry in found] or [None]
-
-
-def need_captures() -> Path:
-    if FOLDER is None:
-        pytest.skip("GPUSCHED_CAPTURES does not name the folder of the recordings")
-    return Path(FOLDER)
-
-
-def agree(expected: Any, found: Any, where: str) -> None:
-    if isinstance(expected, Mapping):
-        assert isinstance(found, Mapping), where
-        for key, value in expected.items():
-            if key == "note":
-                continue
-            assert key in found, f"{where}: the view has no {key}"
-            agree(value, found[key], f"{where}.{key}")
-    elif isinstance(expected, list):
-        assert isinstance(found, list), where
-        assert len(found) == len(expected), where
-        for number, pair in enumerate(zip(expected, found, strict=True)):
-            agree(*pair, f"{where}[{number}]")
-    elif isinstance(expected, (int, float)) and not isinstance(expected, bool):
-        assert found == pytest.approx(expected, rel=1e-9), where
-    else:
-        assert found == expected, where
-
-
 def read(entry: Entry) -> str:
-    return (need_captures() / entry["file"]).read_text(encoding="utf-8", errors="replace")
+    """What was printed, as the backend takes it from a command that ended well."""
+    return ended(path_of(entry).read_text(encoding="utf-8", errors="replace"))
 
 
-@pytest.mark.parametrize("entry", those_that_are_read())
+@pytest.mark.parametrize("entry", of_formats(VIEWS))
 def test_a_recording_reads_as_expected(entry: Entry | None) -> None:
-    need_captures()
-    assert entry is not None
+    entry = need(entry)
     agree(entry["expect"], VIEWS[entry["format"]](read(entry), entry), entry["file"])
 
 
-def test_every_format_is_read_or_left_out_for_a_reason() -> None:
-    need_captures()
-    assert {entry["format"] for entry in entries()} == set(VIEWS) | set(NOT_READ)
+@pytest.mark.parametrize("entry", of_formats({"nvidia-smi error text"}))
+@pytest.mark.parametrize("status", [0, 255])
+def test_every_recorded_error_text_is_a_problem(
+    entry: Entry | None, status: int, stand_in: StandIn
+) -> None:
+    entry = need(entry)
+    backend = stand_in(entry, status)
+    for detail in (Detail.LOAD, Detail.FULL):
+        snapshot = backend.read(detail)
+        told = snapshot.problem or [gpu.health_text for gpu in snapshot.gpus]
+        assert told, f"{entry['file']} says nothing of what is wrong"
+        for gpu in snapshot.gpus:
+            assert gpu.health is not Health.OK
+            assert (gpu.utilization, gpu.mem_used_bytes, gpu.power_w) == (None, None, None)
 
 
-@pytest.mark.parametrize("entry", those_that_are_read())
+@pytest.mark.parametrize("entry", of_formats({"nvidia-smi csv (header, units)"}))
+def test_a_recording_reaches_the_reading_of_the_backend(
+    entry: Entry | None, stand_in: StandIn
+) -> None:
+    entry = need(entry)
+    expected = entry["expect"].get("gpus", [])
+    if not expected or any(gpu.get("uuid") is None or gpu.get("mig_enabled") for gpu in expected):
+        pytest.skip("no list of GPUs, or one that takes more answers than this recording has")
+    snapshot = stand_in(entry, 0).read(Detail.FULL)
+    assert snapshot.problem is None
+    found = [
+        {
+            "uuid": gpu.uuid,
+            "bus_id": gpu.bus_id,
+            "util_pct": percent(gpu.utilization),
+            "temp_c": gpu.temperature_c,
+            "power_w": gpu.power_w,
+            "power_limit_w": gpu.power_limit_w,
+            "sm_clock_mhz": gpu.sm_clock_mhz,
+        }
+        for gpu in snapshot.gpus
+    ]
+    assert len(found) == len(expected)
+    for told, gpu in zip(expected, found, strict=True):
+        agree({key: told[key] for key in gpu if key in told}, gpu, entry["file"])
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Iterator[StandIn]:
+    """An nvidia-smi that prints a recording, whatever it is asked, and the backend on it."""
+    made: list[NvidiaSmiBackend] = []
+
+    def make(entry: Entry, status: int) -> NvidiaSmiBackend:
+        command = tmp_path / "nvidia-smi"
+        command.write_text(f"#!/bin/sh\ncat {shlex.quote(str(path_of(entry)))}\nexit {status}\n")
+        command.chmod(stat.S_IRWXU)
+        bus = PciBus(tmp_path / "no-pci", tmp_path / "no-proc")
+        made.append(NvidiaSmiBackend((str(command),), bus=bus))
+        return made[-1]
+
+    yield make
+    for backend in made:
+        backend.close()
+
+
+@pytest.mark.parametrize("entry", of_formats(VIEWS))
 def test_a_recording_that_is_cut_gives_nothing_that_is_not_there(entry: Entry | None) -> None:
-    need_captures()
-    assert entry is not None
+    entry = need(entry)
     text = read(entry)
     view = VIEWS[entry["format"]]
     full = view(text, entry)

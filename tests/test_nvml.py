@@ -16,7 +16,7 @@ import pynvml
 import pytest
 from fake_nvml import FakeNvml
 
-from gpusched_ipy.backends import Detail, detect
+from gpusched_ipy.backends import Detail, _nvml_library, detect
 from gpusched_ipy.backends._nvidia_pci import PciBus, sysfs_bus_id
 from gpusched_ipy.backends._nvidia_processes import Identities, in_first_namespace
 from gpusched_ipy.backends._nvidia_unified import unified_memory
@@ -494,7 +494,15 @@ def test_no_visible_gpu_is_a_problem_and_no_idle_machine(
 
 @pytest.mark.parametrize(
     ("code", "text"),
-    [(18, "driver/library version mismatch"), (999, "unknown error"), (4, "error 4")],
+    [
+        (18, "driver/library version mismatch"),
+        (999, "unknown error"),
+        (4, "access to /dev/nvidia"),
+        (11, "dmesg"),
+        (13, "upgrade the NVIDIA driver"),
+        (17, "the operating system blocks"),
+        (77, "error 77"),
+    ],
 )
 def test_a_driver_that_is_there_and_not_well_is_a_problem_until_it_recovers(
     code: int, text: str, fake: FakeNvml, clock: HandClock
@@ -517,6 +525,60 @@ def test_without_a_driver_the_backend_is_not_available(
     fake.change(init=code)
     with pytest.raises(BackendUnavailableError, match="driver"):
         open_nvml(Settings(), clock)
+
+
+@pytest.mark.parametrize("code", [9, 999])
+def test_letting_go_of_a_broken_driver_raises_nothing(
+    code: int, fake: FakeNvml, clock: HandClock
+) -> None:
+    backend = NvmlBackend(clock, bus=PciBus(Path("none"), Path("none")))
+    assert backend.read().problem is None
+    fake.change(all=code)
+    backend.close()
+    backend.read()
+    backend.close()
+    while fake.refcount() > 0:
+        fake.change(all=None)
+        pynvml.nvmlShutdown()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("no library", "cannot be loaded"), (None, "is not installed here")],
+    ids=["garbage in its place", "none"],
+)
+def test_a_library_that_cannot_be_loaded_is_not_called_missing(
+    content: str | None, said: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "libnvidia-ml.so.1").write_text(content)
+    code = (
+        "from gpusched_ipy.backends import detect\n"
+        "from gpusched_ipy.config import Settings\n"
+        "print(detect(Settings(backend='nvml')).explanation)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if content is None and "no GPU can be read" not in done.stdout:
+        pytest.skip("this machine has a libnvidia-ml.so.1 of its own")
+    assert said in done.stdout, done.stderr
+
+
+def test_a_loaded_driver_without_its_library_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = tmp_path / "version"
+    monkeypatch.setattr(_nvml_library, "_LIBRARY", str(tmp_path / "libnvidia-ml.so.1"))
+    monkeypatch.setattr(_nvml_library, "_DRIVER_VERSION", str(version))
+    assert "not installed" in _nvml_library.why_not_loaded()
+    version.write_text("NVRM version: ...")
+    assert "NVIDIA_DRIVER_CAPABILITIES" in _nvml_library.why_not_loaded()
 
 
 def test_detect_names_the_reason(fake: FakeNvml, clock: HandClock) -> None:

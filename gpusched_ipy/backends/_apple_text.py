@@ -16,6 +16,10 @@ from xml.parsers.expat import ExpatError
 from gpusched_ipy.backends import _values as values
 
 _PRESSURE = {"1": "normal", "2": "warn", "4": "critical"}
+_THROTTLES = {
+    **dict.fromkeys(("nominal", "light", "moderate"), False),
+    **dict.fromkeys(("heavy", "critical", "trapping", "sleeping"), True),
+}
 _CREATOR = re.compile(r"\s*pid\s+([0-9]{1,9})\s*(?:,\s*(.*))?", re.DOTALL)
 _BAD_XML = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _TEXT = rb"(?:[^<&]|&[#\w]{1,10};)*"
@@ -64,6 +68,9 @@ class Accelerator:
     utilization: float | None
     mem_used_bytes: int | None
     vram_total_bytes: int | None  # a card with memory of its own (Macs with Intel processors)
+    temperature_c: float | None  # these three: AMD's cards alone
+    power_w: float | None
+    freq_mhz: float | None
     clients: tuple[Client, ...]
 
 
@@ -153,8 +160,7 @@ def parse_pressure(output: bytes) -> str | None:
 
 def is_throttled(thermal_pressure: str | None) -> bool | None:
     """Whether that thermal pressure slows the GPU down; an unknown word is unknown."""
-    known = {"nominal": False, "moderate": False, "heavy": True, "trapping": True, "sleeping": True}
-    return known.get((thermal_pressure or "").lower())
+    return _THROTTLES.get((thermal_pressure or "").lower())
 
 
 def _is_accelerator(entry: object) -> bool:
@@ -175,6 +181,9 @@ def _accelerator(entry: Mapping[str, Any]) -> Accelerator:
         utilization=_first_ratio(stats, "Device Utilization %", "GPU Activity(%)"),
         mem_used_bytes=vram_used if dedicated else shared_used,
         vram_total_bytes=(vram_used or 0) + (vram_free or 0) if dedicated else None,
+        temperature_c=values.celsius(stats.get("Temperature(C)")),
+        power_w=values.watts(stats.get("Total Power(W)")),
+        freq_mhz=values.megahertz(stats.get("Core Clock(MHz)")),
         clients=tuple(_clients(entry)),
     )
 

@@ -8,7 +8,10 @@ from enum import StrEnum
 
 from gpusched_ipy.snapshot import Health
 
-_BUS = re.compile(r"GPU\s*([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-9a-fA-F])")
+# "GPU 0000:02:00.0", "gpu 0000:02:00.0", "GPU0000:07:00.0", "GPU1: 0000:C2:00.0"
+_BUS = re.compile(
+    r"gpu\s*(?:\d{1,3}:\s*)?([0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f])", re.IGNORECASE
+)
 _BAD_FIELD = re.compile(r"Field \"([^\"]+)\" is not a valid field")
 
 
@@ -22,6 +25,7 @@ class FaultKind(StrEnum):
     NO_DEVICES = "no_devices"
     NO_PERMISSION = "no_permission"
     GPU_LOST = "gpu_lost"
+    GPU_RESET = "gpu_reset"
     GPU_UNKNOWN = "gpu_unknown"
     BAD_FIELD = "bad_field"
     OTHER = "other"
@@ -39,7 +43,7 @@ class Fault:
     @property
     def health(self) -> Health:
         """What it says of the card that it names."""
-        return Health.LOST if self.kind is FaultKind.GPU_LOST else Health.UNKNOWN
+        return _HEALTH.get(self.kind, Health.UNKNOWN)
 
 
 def classify(text: str) -> Fault | None:
@@ -87,6 +91,11 @@ _MESSAGES: tuple[tuple[tuple[str, ...], FaultKind, str], ...] = (
         "restart the machine to get it back",
     ),
     (
+        ("unable to determine the device handle", "requires reset"),
+        FaultKind.GPU_RESET,
+        "`nvidia-smi --gpu-reset` as root, or a restart, brings it back",
+    ),
+    (
         ("unable to determine the device handle",),
         FaultKind.GPU_UNKNOWN,
         "`dmesg` on that machine says more",
@@ -105,6 +114,11 @@ _MESSAGES: tuple[tuple[tuple[str, ...], FaultKind, str], ...] = (
         ("failed to initialize nvml", "insufficient permissions"),
         FaultKind.NO_PERMISSION,
         "ask for access to /dev/nvidia*",
+    ),
+    (
+        ("gpu access blocked by the operating system",),
+        FaultKind.NO_PERMISSION,
+        "under WSL update the Windows driver; in a container give it the GPU",
     ),
     (
         ("failed to initialize nvml",),
@@ -126,6 +140,10 @@ _MESSAGES: tuple[tuple[tuple[str, ...], FaultKind, str], ...] = (
     (("is not a valid field to query",), FaultKind.BAD_FIELD, ""),
     (("gpu is lost. reboot",), FaultKind.GPU_LOST, ""),
 )
+_HEALTH = {
+    FaultKind.GPU_LOST: Health.LOST,
+    FaultKind.GPU_RESET: Health.RESET_REQUIRED,
+}
 _STATUSES = {
     4: (FaultKind.NO_PERMISSION, "this user may not ask the driver"),
     9: (FaultKind.NO_DRIVER, "the NVIDIA driver is not loaded"),

@@ -7,7 +7,7 @@ number). Text in place of data becomes a :class:`Fault`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,19 @@ from gpusched_ipy.snapshot import Health
 _HEADER_CELL = re.compile(r"([a-zA-Z][a-zA-Z0-9_]*(?:\.[a-zA-Z0-9_]+)*)(?:\s*\[([^\]]*)\])?")
 _MASK = re.compile(r"0x([0-9a-fA-F]{1,16})")
 _BUS_ID = re.compile(r"[0-9a-fA-F]{4,8}(:[0-9a-fA-F]{2}){2}\.[0-9a-fA-F]")
+_BOM = "\ufeff"
 _BARE_NUMBER = re.compile(r"[0-9.,]+")
 # HW slowdown, SW thermal, HW thermal, HW power brake. A software power cap is no fault.
 _THROTTLE = 0x08 | 0x20 | 0x40 | 0x80
 _MOST_BYTES = 1 << 60
 _UNSUPPORTED = frozenset(("n/a", "not supported"))
-_NOTHING = _UNSUPPORTED | {"", "-", "unknown error", "unknown", "none", "err!"}
+_BROKEN = frozenset(("unknown error", "err!"))
+_NOTHING = (
+    _UNSUPPORTED
+    | _BROKEN
+    | {"", "-", "unknown", "none", "insufficient permissions"}
+    | {"requested functionality has been deprecated", "not available in wddm driver model"}
+)
 _FREE_TEXT = ("process_name", "name", "gpu_name")
 
 
@@ -85,7 +92,7 @@ class QueryReader:
 
     def line(self, text: str) -> Row | Fault | None:
         """A GPU, a fault, or None: a header, a blank line, a line that makes no sense here."""
-        stripped = text.strip("\r\n")  # an empty last cell ends with a blank
+        stripped = _stripped(text)
         if not stripped.strip():
             return None
         fault = classify(stripped)
@@ -109,7 +116,12 @@ class Answer:
 
 
 def parse_query(text: str, fields: Sequence[str] | None = None) -> Answer:
-    """A whole answer; an unfinished last line is left out, for its last number may be cut short."""
+    """A whole answer; an unfinished last line is left out, for its last number may be cut short.
+
+    Args:
+        text: what was printed; :func:`ended` mends what ended of itself.
+        fields: the columns where there is no header.
+    """
     reader = QueryReader(fields)
     read = [reader.line(line) for line in _finished(text)]
     rows = tuple(item for item in read if isinstance(item, Row))
@@ -119,21 +131,37 @@ def parse_query(text: str, fields: Sequence[str] | None = None) -> Answer:
     return Answer(rows, faults, reader.columns)
 
 
-def parse_apps(text: str, fields: Sequence[str] | None = None) -> tuple[App, ...]:
-    """The processes of a ``--query-compute-apps`` answer, with or without its header."""
+def parse_apps(text: str, fields: Sequence[str] | None = None) -> tuple[App, ...] | None:
+    """The processes of a ``--query-compute-apps`` answer, with or without its header.
+
+    None where they are not told: no header came, a message stands in their place, or a line is no
+    process (``[Not Supported]``): a shorter list would be a wrong one.
+    """
     names = None if fields is None else tuple((name, "") for name in fields)
     apps: list[App] = []
     for line in _finished(text):
-        stripped = line.strip("\r\n")
-        if not stripped.strip() or classify(stripped) is not None:
+        stripped = _stripped(line)
+        if not stripped.strip() or stripped.lower().startswith("warning:"):
             continue
         if fields is None and (header := _header(stripped)) is not None:
             names = header
-        elif names is not None:
-            cells = _cells(stripped, tuple(name for name, _ in names))
-            app = None if cells is None else _app(dict(zip(names, cells, strict=True)))
-            apps += [] if app is None else [app]
-    return tuple(apps)
+            continue
+        cells = None if names is None else _cells(stripped, tuple(name for name, _ in names))
+        app = None if cells is None else _app(dict(zip(names or (), cells, strict=True)))
+        if app is None:
+            return None
+        apps.append(app)
+    return None if names is None else tuple(apps)
+
+
+def ended(text: str) -> str:
+    """An answer of a command that ended well: its last line is whole, line break or not."""
+    return text if not text or text.endswith("\n") else f"{text}\n"
+
+
+def _stripped(line: str) -> str:
+    """``line`` without its ends; an empty last cell ends with a blank, which stays."""
+    return line.removeprefix(_BOM).strip("\r\n")
 
 
 def _finished(text: str) -> list[str]:
@@ -166,20 +194,25 @@ Cells = dict[tuple[str, str], str]
 
 def _row(cells: Cells) -> Row:
     values: dict[str, Any] = {}
+    broken = False
     for (name, unit), cell in cells.items():
         known = _COLUMNS.get(name)
         if known is not None and values.get(known[0]) is None:
             values[known[0]] = known[1](_with_unit(cell, unit))
         if name == "memory.total":
             values["mem_unsupported"] = bare(cell) in _UNSUPPORTED
+            broken = bare(cell) in _BROKEN
     if values.get("mem_total_bytes") == 0:
         # Less than nothing to divide by: a part without memory of its own.
         values |= {"mem_total_bytes": None, "mem_used_bytes": None, "mem_unsupported": True}
-    health, said = _row_health(cells.values())
+    health, said = health_of(cells.values())
+    if broken and health is Health.OK:
+        health, said = Health.UNKNOWN, "the driver answers with errors; `dmesg` says more"
     return Row(**values, health=health, health_text=said)
 
 
-def _row_health(cells: Any) -> tuple[Health, str | None]:
+def health_of(cells: Iterable[str]) -> tuple[Health, str | None]:
+    """What is wrong with a card of which these values are told."""
     for cell in cells:
         low = bare(cell)
         if low.startswith("gpu is lost"):
@@ -250,9 +283,7 @@ def _throttled(cell: str) -> bool | None:
 
 
 def _bus_id(cell: str) -> str | None:
-    return (
-        cell if re.fullmatch(r"[0-9a-fA-F]{4,8}(:[0-9a-fA-F]{2}){2}\.[0-9a-fA-F]", cell) else None
-    )
+    return cell if _BUS_ID.fullmatch(cell) else None
 
 
 Parser = Callable[[str], Any]

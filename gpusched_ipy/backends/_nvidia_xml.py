@@ -21,6 +21,7 @@ from gpusched_ipy.errors import BackendReadError
 _LISTED_CARD = re.compile(r"GPU (\d+): (.*) \(UUID: (GPU-[^)\s]+)\)")
 _LISTED_INSTANCE = re.compile(r"\s+MIG (.+?)\s+Device\s+(\d+): \(UUID: (MIG-[^)\s]+)\)")
 _BOM = "\ufeff"
+_END = "</nvidia_smi_log>"
 Value = TypeVar("Value")
 
 
@@ -93,7 +94,7 @@ def parse_xml(text: str) -> XmlAnswer:
         BackendReadError: it is not one, or it is cut off.
     """
     try:
-        root = ET.fromstring(text.lstrip(_BOM).strip())
+        root = ET.fromstring(_document(text))
     except (ET.ParseError, ValueError) as exc:
         fault = classify(text)
         raise BackendReadError(
@@ -109,6 +110,12 @@ def parse_xml(text: str) -> XmlAnswer:
         attached=_at(root, whole, "attached_gpus"),
         gpus=tuple(_gpu(node, index, driver) for index, node in enumerate(found)),
     )
+
+
+def _document(text: str) -> str:
+    """``text`` without what is said after the document (a warning about a card's infoROM)."""
+    end = text.rfind(_END)
+    return text[: end + len(_END) if end >= 0 else None].lstrip(_BOM).strip()
 
 
 def parse_list(text: str) -> tuple[ListedGpu, ...]:
@@ -127,10 +134,11 @@ def parse_list(text: str) -> tuple[ListedGpu, ...]:
 def _gpu(node: ET.Element, index: int, driver: str | None) -> XmlGpu:
     total = _at(node, cells.memory, "fb_memory_usage/total")
     said_total = _at(node, cells.bare, "fb_memory_usage/total")
+    health, said = cells.health_of(leaf.text or "" for leaf in node.iter())
     row = cells.Row(
         index=index,
         uuid=_at(node, cells.uuid, "uuid"),
-        bus_id=node.get("id"),
+        bus_id=node.get("id") or _at(node, cells.words, "pci/pci_bus_id"),
         name=_at(node, cells.words, "product_name"),
         driver=driver,
         utilization=_at(node, ratio, "utilization/gpu_util"),
@@ -158,6 +166,10 @@ def _gpu(node: ET.Element, index: int, driver: str | None) -> XmlGpu:
         sm_clock_mhz=_at(node, megahertz, "clocks/sm_clock"),
         compute_mode=_at(node, cells.mode, "compute_mode"),
         mig=_at(node, cells.switch, "mig_mode/current_mig"),
+        fan=_at(node, ratio, "fan_speed"),
+        pstate=_at(node, cells.words, "performance_state"),
+        health=health,
+        health_text=said,
     )
     listed = node.find("processes")
     processes = None if listed is None else _processes(listed)

@@ -6,12 +6,17 @@ never shut down. Nothing here decides what a reading means for a job.
 
 from __future__ import annotations
 
+import ctypes
+import logging
+import os
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 from gpusched_ipy.errors import BackendUnavailableError
 from gpusched_ipy.snapshot import Health
+
+_log = logging.getLogger(__name__)
 
 OK = 0
 UNINITIALIZED = 1
@@ -21,10 +26,12 @@ NO_PERMISSION = 4
 NOT_FOUND = 6
 INSUFFICIENT_SIZE = 7
 DRIVER_NOT_LOADED = 9
+IRQ_ISSUE = 11
 LIBRARY_NOT_FOUND = 12
 FUNCTION_NOT_FOUND = 13
 GPU_IS_LOST = 15
 RESET_REQUIRED = 16
+OPERATING_SYSTEM = 17
 VERSION_MISMATCH = 18
 NO_DATA = 21
 ARGUMENT_VERSION_MISMATCH = 25
@@ -49,11 +56,26 @@ DEAD = frozenset((GPU_IS_LOST, RESET_REQUIRED))
 # The handle is no longer one: the cards or their instances have changed.
 STALE = frozenset((INVALID_ARGUMENT, GPU_NOT_FOUND))
 
+_LIBRARY = "libnvidia-ml.so.1"
+_DRIVER_VERSION = "/proc/driver/nvidia/version"
 _HEALTH = {GPU_IS_LOST: Health.LOST, RESET_REQUIRED: Health.RESET_REQUIRED}
 _TEXTS = {
     UNINITIALIZED: "NVML was shut down by another part of this process",
     DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded",
     LIBRARY_NOT_FOUND: "libnvidia-ml.so.1 is not found; the NVIDIA driver is not installed here",
+    NO_PERMISSION: (
+        "this user may not ask the NVIDIA driver; ask for access to /dev/nvidia* (in a container: "
+        "start it with the GPU)"
+    ),
+    FUNCTION_NOT_FOUND: (
+        "libnvidia-ml.so.1 lacks functions that drivers since 470 have: it is not the driver's own "
+        "or very old; upgrade the NVIDIA driver"
+    ),
+    IRQ_ISSUE: "the NVIDIA driver has a fault with a GPU's interrupts; `dmesg` says more",
+    OPERATING_SYSTEM: (
+        "the operating system blocks the access to the GPU; under WSL update the Windows driver, "
+        "in a container give it the GPU"
+    ),
     GPU_IS_LOST: "the GPU is lost; the machine has to be restarted to get it back",
     RESET_REQUIRED: "the GPU requires a reset (nvidia-smi --gpu-reset, as root)",
     VERSION_MISMATCH: (
@@ -83,6 +105,24 @@ def health_of(code: int) -> Health:
 def explain(code: int) -> str:
     """A code in words, with what to do."""
     return _TEXTS.get(code, f"NVML answered with error {code}")
+
+
+def why_not_loaded() -> str:
+    """Why the driver's library cannot be used, where nvidia-ml-py did not find it."""
+    try:
+        ctypes.CDLL(_LIBRARY)
+    except OSError as exc:
+        said = str(exc)
+    else:
+        return explain(LIBRARY_NOT_FOUND)
+    if "no such file" not in said.lower():
+        return f"{_LIBRARY} cannot be loaded ({said}); install the NVIDIA driver's libraries again"
+    if os.path.exists(_DRIVER_VERSION):
+        return (
+            f"the NVIDIA driver is loaded and its library {_LIBRARY} is not found; install it (in "
+            "a container: NVIDIA_DRIVER_CAPABILITIES=compute,utility)"
+        )
+    return explain(LIBRARY_NOT_FOUND)
 
 
 def load_pynvml() -> Any:
@@ -134,8 +174,7 @@ class Library:
         try:
             self.nvml.nvmlShutdown()
         except self.nvml.NVMLError as exc:
-            if exc.value not in RESTART:
-                raise
+            _log.debug("nvmlShutdown answered with error %s", exc.value)  # nothing left to undo
 
     def function(self, *names: str) -> Callable[..., int] | None:
         """The first of these C functions that the driver's library has; it returns a code."""

@@ -20,7 +20,7 @@ from gpusched_ipy.backends._nvidia_loop import Loop
 from gpusched_ipy.backends._nvidia_mig import instances
 from gpusched_ipy.backends._nvidia_pci import PciBus
 from gpusched_ipy.backends._nvidia_processes import Identities
-from gpusched_ipy.backends._nvidia_text import Answer, App, Row, parse_apps, parse_query
+from gpusched_ipy.backends._nvidia_text import Answer, App, Row, ended, parse_apps, parse_query
 from gpusched_ipy.backends._nvidia_unified import unified_memory
 from gpusched_ipy.backends._nvidia_xml import parse_list, parse_xml
 from gpusched_ipy.config import Clock, Instant, Settings, SystemClock
@@ -38,6 +38,7 @@ FULL = (
     *("clocks_event_reasons.active", "clocks_throttle_reasons.active"),
 )
 APPS = ("gpu_uuid", "pid", "used_gpu_memory", "process_name")
+_TOLD = (0, 14)  # 14: it told all, and that the infoROM of a card is corrupt
 _TIMEOUT_S = 10.0
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
@@ -131,7 +132,7 @@ class NvidiaSmiBackend:
         """
         if self._asleep():
             return None
-        answer, fault = self._query(LIGHT)
+        answer, fault = self._heard(LIGHT)
         return None if answer.rows else fault
 
     def _asleep(self) -> bool:
@@ -176,17 +177,22 @@ class NvidiaSmiBackend:
             BackendReadError: there is none; after a hang also for a pause that grows.
         """
         self._leave_alone(now)
+        answer, fault = self._heard(fields)
+        if not answer.rows:
+            raise BackendReadError(fault.text)
+        return answer
+
+    def _heard(self, fields: tuple[str, ...]) -> tuple[Answer, Fault]:
+        """As :meth:`_query`; remembers a hang."""
         try:
-            answer, fault = self._query(fields)
+            heard = self._query(fields)
         except BackendReadError as exc:
             self._hung = str(exc)
             self._pause_s = _longer(self._pause_s)
             self._retry_at = self._clock.now().mono + self._pause_s
             raise
         self._hung, self._pause_s = None, 0.0
-        if not answer.rows:
-            raise BackendReadError(fault.text)
-        return answer
+        return heard
 
     def _leave_alone(self, now: Instant) -> None:
         """Start nothing for a while after a hang: processes that cannot die must not pile up."""
@@ -218,12 +224,13 @@ class NvidiaSmiBackend:
             status, text = self._run(f"--query-compute-apps={','.join(APPS)}", "--format=csv")
         except BackendReadError:
             return None  # unknown, which is what the snapshot then says
-        return parse_apps(text) if status == 0 else None
+        return parse_apps(text) if status in _TOLD else None
 
     def _run(self, *options: str) -> tuple[int, str]:
         status, output, errors = run_any((*self.argv, *options), self._timeout_s)
         text = output.decode("utf-8", "replace")
-        return status, text if text.strip() else errors.decode("utf-8", "replace")
+        said = text if text.strip() else errors.decode("utf-8", "replace")
+        return status, ended(said) if status in _TOLD else said
 
     def _gpus(self, answer: Answer, apps: tuple[App, ...] | None) -> tuple[Gpu, ...]:
         rows = tuple(row for row in answer.rows if row.uuid is not None)

@@ -27,6 +27,7 @@ from gpusched_ipy.backends._nvml_library import (
     explain,
     health_of,
     load_pynvml,
+    why_not_loaded,
 )
 from gpusched_ipy.backends._nvml_unit import COMPUTE_MODES, Facts, Unit
 from gpusched_ipy.config import Clock, Instant, Settings, SystemClock
@@ -172,7 +173,9 @@ class NvmlBackend:
             read = tuple([unit.read(detail, now.wall, again) for unit in self._units])
         else:
             read = tuple([self._read_or_leave(unit, detail, now.wall) for unit in self._units])
-        return read + self._fixed if self._fixed else read
+        if not self._fixed:
+            return read
+        return tuple(sorted((*read, *self._fixed), key=lambda gpu: gpu.index or 0))
 
     def _read_or_leave(self, unit: Unit, detail: Detail, wall: float) -> Gpu:
         bus_id = self._sleepers.get(unit.facts.uuid)
@@ -324,6 +327,8 @@ def open_nvml(settings: Settings, clock: Clock) -> NvmlBackend:
     """
     backend = NvmlBackend(clock)
     code = backend.open()
-    if code in (LIBRARY_NOT_FOUND, DRIVER_NOT_LOADED):
+    if code == LIBRARY_NOT_FOUND:
+        raise BackendUnavailableError(why_not_loaded())
+    if code == DRIVER_NOT_LOADED:
         raise BackendUnavailableError(explain(code))
     return backend

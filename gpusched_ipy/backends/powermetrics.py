@@ -125,15 +125,15 @@ class AppleBackend:
             name=_name(item),
             vendor=_vendor(item),
             health_text=self._feed.problem if self._feed is not None else None,
-            utilization=item.utilization if item.utilization is not None else sample.active,
+            utilization=_either(item.utilization, sample.active),
             utilization_window_s=sample.elapsed_s if item.utilization is None else None,
             mem_used_bytes=item.mem_used_bytes,
             mem_total_bytes=item.vram_total_bytes if dedicated else self._mem_total_bytes,
             mem_kind=MemoryKind.DEDICATED if dedicated else MemoryKind.UNIFIED,
             mem_pressure=None if dedicated else pressure,
-            temperature_c=sample.temperature_c,
-            power_w=sample.power_w,
-            sm_clock_mhz=sample.freq_mhz,
+            temperature_c=_either(item.temperature_c, sample.temperature_c),
+            power_w=_either(item.power_w, sample.power_w),
+            sm_clock_mhz=_either(item.freq_mhz, sample.freq_mhz),
             throttled=text.is_throttled(sample.thermal_pressure),
             processes=self._processes(position, item) if with_clients else None,
         )
@@ -222,6 +222,10 @@ def _memory_total() -> int | None:
     import psutil
 
     return int(psutil.virtual_memory().total)
+
+
+def _either(first: float | None, second: float | None) -> float | None:
+    return second if first is None else first
 
 
 def _is_apple(item: text.Accelerator) -> bool:
