@@ -219,6 +219,7 @@ class Outlook:
                     peak_mem_bytes=used.peak_mem_bytes,
                     mean_utilization=used.mean_utilization,
                     energy_j=used.energy_j,
+                    peak_utilization=used.peak_utilization,
                 )
 
     @property

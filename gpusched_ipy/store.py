@@ -336,8 +336,9 @@ class Store(Wishes):
         peak_mem_bytes: int | None,
         mean_utilization: float | None,
         energy_j: float | None,
+        peak_utilization: float | None = None,
     ) -> None:
-        """Add to an ended job what it had drawn of its GPUs."""
+        """Add to an ended job what it had drawn of its GPUs; the peak stands in the event."""
         with self.writing():
             current = self.job(job.id)
             if (current.state, current.epoch) == (job.state, job.epoch):
@@ -347,7 +348,8 @@ class Store(Wishes):
                     mean_utilization=mean_utilization,
                     energy_j=energy_j,
                 )
-                self._put(used, "usage", {})
+                peak = None if peak_utilization is None else round(peak_utilization, 4)
+                self._put(used, "usage", {} if peak is None else {"peak_utilization": peak})
 
     def tell_excess(self, job: Job, *, ends: bool) -> bool:
         """Note that a running job uses far more memory than it declared; whether it is news."""

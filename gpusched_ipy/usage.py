@@ -1,4 +1,4 @@
-"""What a job has drawn of its GPUs: mean utilization, peak memory, energy. Pure sums over readings.
+"""What a job has drawn of its GPUs: mean and peak utilization, peak memory, energy. Pure sums.
 
 Readings come a few seconds apart, so these are estimates: a peak between two readings is not seen.
 A value that no reading held stays unknown.
@@ -23,6 +23,7 @@ class Usage:
 
     peak_mem_bytes: int | None = None  # of all its GPUs together
     energy_j: float | None = None
+    peak_utilization: float | None = None  # 0-1, of the busiest of its GPUs
     _weighted: float = 0.0  # utilization times seconds
     _seconds: float = 0.0
     # When each value of each GPU was last read: power comes less often than utilization.
@@ -42,12 +43,15 @@ class Usage:
         for gpu in gpus:
             if gpu.utilization is not None:
                 seconds = self._since("utilization", gpu, allocation, mono)
+                self.peak_utilization = max(self.peak_utilization or 0.0, gpu.utilization)
                 self._weighted += gpu.utilization * seconds
                 self._seconds += seconds
             # On a shared card nobody can tell whose power it is.
             if gpu.power_w is not None and not allocation.shared:
                 seconds = self._since("power", gpu, allocation, mono)
-                self.energy_j = (self.energy_j or 0.0) + gpu.power_w * seconds
+                # Power that was read and time that was not make no energy: unknown, and not 0.
+                if seconds:
+                    self.energy_j = (self.energy_j or 0.0) + gpu.power_w * seconds
 
     def _since(self, value: str, gpu: Gpu, allocation: Allocation, mono: float) -> float:
         before = self._read_at.get((value, gpu.uuid), allocation.started_mono)

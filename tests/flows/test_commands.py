@@ -232,6 +232,8 @@ def test_what_it_drew_of_its_gpu_is_recorded(
     assert found.mean_utilization is not None
     assert 0.2 < found.mean_utilization <= 0.5
     assert found.energy_j is not None
+    (told,) = [event.data for event in queue.events(found.id) if event.what == "usage"]
+    assert told["peak_utilization"] == 0.5
 
 
 def test_verbs(queue: Queue, fake: FakeScript) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,16 +48,25 @@ def nvml() -> Iterator[NvmlBackend]:
     backend: NvmlBackend | None = None
     try:
         backend = open_nvml(Settings(), SystemClock())
-        snapshot = backend.read(Detail.FULL)
-        why = snapshot.problem or ""
-        if not why and not any(_is_free(gpu) for gpu in snapshot.gpus):
-            why = "every GPU of this machine is in use"
+        why = _why_none_is_free(backend)
     except BackendUnavailableError as exc:
         why = str(exc)
     require("gpu", not why, f"there is no NVIDIA GPU to test on: {why}")
     assert backend is not None
     yield backend
     backend.close()
+
+
+def _why_none_is_free(backend: NvmlBackend) -> str:
+    """Nothing where a card is free; a driver that has just woken up is given a while."""
+    deadline = time.monotonic() + 15
+    while True:
+        snapshot = backend.read(Detail.FULL)
+        if snapshot.problem is None and any(_is_free(gpu) for gpu in snapshot.gpus):
+            return ""
+        if snapshot.problem is not None or time.monotonic() > deadline:
+            return snapshot.problem or "every GPU of this machine is in use"
+        time.sleep(0.2)
 
 
 @pytest.fixture
@@ -184,6 +193,13 @@ def engine(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if name != "driver" and importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
-    if name == "torch" and importlib.import_module("torch").version.cuda is None:
-        pytest.skip("PyTorch is here without CUDA")
+    if name != "driver" and subprocess.run([sys.executable, "-c", _USABLE[name]]).returncode:
+        pytest.skip(f"{name} is here and finds no GPU that it can use")
     return name
+
+
+# In a process of its own, so that no context of the tests holds the card.
+_USABLE = {
+    "torch": "import torch; torch.ones(1, device='cuda')",
+    "cupy": "import cupy; cupy.ones(1).sum()",
+}

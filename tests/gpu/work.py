@@ -117,7 +117,9 @@ class Torch:
         self._torch.cuda.synchronize()
 
     def uuid(self) -> str:
-        return f"GPU-{self._torch.cuda.get_device_properties(0).uuid}"
+        # Before PyTorch 2.4 it does not tell.
+        told = getattr(self._torch.cuda.get_device_properties(0), "uuid", None)
+        return "unknown" if told is None else f"GPU-{told}"
 
 
 class Cupy:
