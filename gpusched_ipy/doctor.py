@@ -43,7 +43,7 @@ _NO_SETTINGS = frozenset(
     }
 )
 # For one backend, which gives a tool 10 s itself: a hung driver is a finding, not a hang.
-_PATIENCE_S = 12.0
+_PATIENCE_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
