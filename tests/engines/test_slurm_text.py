@@ -182,6 +182,29 @@ def test_what_sbatch_prints_is_an_id() -> None:
     assert _slurm_text.native_id("") == ""
 
 
+def test_what_accounts_say_of_jobs_that_have_ended() -> None:
+    found = _slurm_text.rows(
+        "7|gpuq-a|CANCELLED by 1000|0:15|None assigned\n8_1|gpuq-b|NODE_FAIL|0:0|n1\n"
+        "8_[2-3]|gpuq-b|CANCELLED by 0|0:0|None assigned\n9|gpuq-c|OUT_OF_MEMORY|0:125|n2\n"
+    )
+    assert (found["gpuq-a"].state, found["gpuq-a"].where) == (EngineState.CANCELLED, None)
+    member = _slurm_text.of_key(found, "gpuq-b_1")
+    assert member is not None
+    assert member.text == "its node failed (NODE_FAIL)"
+    together = _slurm_text.of_key(found, "gpuq-b_3")
+    assert together is not None
+    assert together.state is EngineState.CANCELLED
+    assert found["gpuq-c"].text == "it used more memory than Slurm gave it (OUT_OF_MEMORY)"
+    assert _slurm_text.of_key(found, "gpuq-d_1") is None
+
+
+def test_whether_a_site_has_accounts() -> None:
+    line = "AccountingStorageType   = accounting_storage/{}\n"
+    assert _slurm_text.has_accounts("A = 1\n" + line.format("slurmdbd"))
+    assert not _slurm_text.has_accounts(line.format("none"))
+    assert not _slurm_text.has_accounts("")
+
+
 def test_how_many_jobs_a_site_gives_an_array() -> None:
     assert _slurm_text.array_max("A = 1\nMaxArraySize            = 1001\n") == 1001
     assert _slurm_text.array_max("MaxArraySize = 0\n") == 1
