@@ -57,10 +57,13 @@ class Agent:
         membership = Membership(self.state)
         store.join(membership.key, "agent", "agent")
         monitor = Monitor(self._settings, state_dir=self.state.root)
-        runner = CommandRunner(store, log_cap=self._settings.log_cap)
+        runner = CommandRunner(
+            store, log_cap=self._settings.log_cap, park_python=self._settings.park_python
+        )
         runners = dict.fromkeys((JobKind.COMMAND, JobKind.CALLABLE, JobKind.ISOLATED), runner)
         scheduler = Scheduler(store, monitor, membership, runners, self._settings)
         runner.scheduler = scheduler
+        scheduler.expect = runner.expect
         scheduler.start()
         runner.park()
         desks = Desks(store, scheduler, self._settings, membership.key)

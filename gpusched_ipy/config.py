@@ -232,6 +232,9 @@ class Settings:
     retry_delay_s: float = _setting(
         10, _number(0, 600), "seconds before a failed job is tried again; doubled for each next try"
     )
+    park_python: bool = _setting(
+        True, _flag, "false: isolated cells and calls start their Python only with their turn"
+    )
     wait: bool = _setting(False, _flag, "true: every queued cell holds its place")
     release_caches: str = _setting(
         "when_others_wait",

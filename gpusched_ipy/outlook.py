@@ -181,9 +181,9 @@ class Outlook:
         self._offers.made(others, self._clock.now().mono)
 
     def in_line(self, decision: policy.Decision) -> list[Job]:
-        """Those of this member's jobs that a GPU alone keeps from starting."""
-        waiting = [job for job, why in decision.reasons.items() if why.code in _FOR_A_GPU]
-        waiting += [start.job_id for start in decision.starts]
+        """Those of this member's jobs that a GPU alone keeps from starting, in their order."""
+        waiting = [start.job_id for start in decision.starts]
+        waiting += [job for job, why in decision.reasons.items() if why.code in _FOR_A_GPU]
         return [self.open.jobs[job] for job in waiting if self.mine(job)]
 
     def own(self, reasons: Mapping[int, WaitReason]) -> list[WaitReason]:

@@ -119,6 +119,8 @@ class Scheduler:
         self._arrears = Arrears()
         self._cancelling: set[tuple[int, int, str | None]] = set()
         self.ears = Ears(store)
+        # Is told of the job that will be started next, as far as that can be told; None: of none.
+        self.expect: Callable[[Job | None], None] = lambda _job: None
         self._told: list[End] = []
         self._hurried = False  # the last round was left half done
         self._in_a_row = 0  # hand-offs since the last whole round
@@ -195,7 +197,9 @@ class Scheduler:
             snapshot = self._outlook.look()
             decision = self._outlook.decide(snapshot)
             self._outlook.offer(decision)
-            self._turns.announce(self._outlook.in_line(decision))
+            in_line = self._outlook.in_line(decision)
+            self._turns.announce(in_line)
+            self.expect(next(iter(in_line), None))
             self._holders.ask(snapshot, self._outlook.own(decision.reasons))
             starts = [start for start in decision.starts if self._ready(start.job_id)]
             reasons = self._outlook.news(decision.reasons)
@@ -505,6 +509,7 @@ class Scheduler:
     def _rest(self) -> None:
         self._turns.close()
         self._outlook.rest()
+        self.expect(None)
         self.ears.watch((), {})
         self._cancelling.clear()
 

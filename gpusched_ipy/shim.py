@@ -13,7 +13,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -22,10 +21,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gpusched_ipy import environment
+from gpusched_ipy import environment, interpreter
 from gpusched_ipy.errors import StateDirError, StoreError
+from gpusched_ipy.interpreter import ParkedInterpreter
 from gpusched_ipy.locks import Membership
 from gpusched_ipy.logcap import LogCap
+from gpusched_ipy.orders import Orders
 from gpusched_ipy.process import ProcessId, become_subreaper, survive_signals
 from gpusched_ipy.statedir import StateDir
 from gpusched_ipy.takeover import TakeOver
@@ -39,8 +40,7 @@ class Order:
 
     __slots__ = ("claimed_by", "env", "epoch", "gpu_fds", "job", "log_cap", "log_fd")
 
-    def __init__(self, text: bytes, fds: Sequence[int]) -> None:
-        said: dict[str, Any] = json.loads(text)
+    def __init__(self, said: dict[str, Any], fds: Sequence[int]) -> None:
         self.job: int = said["job"]
         self.epoch: int = said["epoch"]
         self.claimed_by: str = said["claimed_by"]
@@ -56,12 +56,16 @@ def main(argv: Sequence[str]) -> int:
     survive_signals(signal.SIGINT, signal.SIGHUP)
     become_subreaper()
     record = TakeOver(StateDir(root))
+    parked = ParkedInterpreter()
     with socket.socket(fileno=os.dup(0)) as channel:
-        if not select.select([channel], [], [], 0)[0]:
+        orders = Orders(channel)
+        if not orders.there:
             record = _prepared(record)
-        order = _receive(channel)
-        if order is not None:
-            _obey(record, order, channel)
+        order = _receive(orders, parked)
+        if order is None:
+            parked.dismiss()
+        else:
+            _obey(record, order, channel, parked)
     return 0
 
 
@@ -81,19 +85,22 @@ def _prepared(record: TakeOver) -> TakeOver:
     return store
 
 
-def _receive(channel: socket.socket) -> Order | None:
-    """The order, or None when whoever had started us is gone without needing us."""
-    text, fds, _, _ = socket.recv_fds(channel, 65536, 256)
-    while not text.endswith(b"\n"):
-        more = channel.recv(65536)
-        if not more:
-            _close(fds)
-            return None
-        text += more
-    return Order(text, fds)
+def _receive(orders: Orders, parked: ParkedInterpreter) -> Order | None:
+    """The order, or None when whoever had started us is gone without needing us.
+
+    Before it comes, whichever interpreter it may need is started.
+    """
+    while (said := orders.receive()) is not None:
+        if "job" in said:
+            return Order(said, orders.fds)
+        parked.park(said["park"])
+    _close(orders.fds)
+    return None
 
 
-def _obey(record: TakeOver, order: Order, channel: socket.socket) -> None:
+def _obey(
+    record: TakeOver, order: Order, channel: socket.socket, parked: ParkedInterpreter
+) -> None:
     membership = Membership(record.state)
     with record.writing():
         row = record.begin(
@@ -103,6 +110,7 @@ def _obey(record: TakeOver, order: Order, channel: socket.socket) -> None:
             record.join(membership.key, "shim", f"job {order.job}")
     if row is None:
         _close((order.log_fd, *order.gpu_fds))
+        parked.dismiss()
         membership.leave()
         _call_agent(record)
         return
@@ -110,7 +118,7 @@ def _obey(record: TakeOver, order: Order, channel: socket.socket) -> None:
     failure: tuple[int | None, str] | None = None
     try:
         log = LogCap(record.state.log(row["attempt"]), order.log_cap)
-        child = _start(record.state, row, order)
+        child = _start(record.state, row, order, parked)
     except FileNotFoundError as exc:
         failure = (127, f"cannot be run: {exc}")
     except (OSError, StateDirError) as exc:
@@ -131,12 +139,29 @@ def _close(fds: Iterable[int]) -> None:
         os.close(fd)
 
 
-def _start(state: StateDir, row: dict[str, Any], order: Order) -> subprocess.Popen[bytes]:
+def _start(
+    state: StateDir, row: dict[str, Any], order: Order, parked: ParkedInterpreter
+) -> subprocess.Popen[bytes]:
     spec = json.loads(row["spec"])
     again = any(spec["request"].get(name) for name in _TRIED_AGAIN)
     own = {"GPUSCHED_JOB_ID": str(row["id"]), "GPUSCHED_JOB_NAME": row["name"]}
-    named = environment.take(state, row["uid"], spec.get("env_names", ()), again=again)
-    child = subprocess.Popen(
+    names = spec.get("env_names", ())
+    named = environment.take(state, row["uid"], names, again=again)
+    env = {**spec["env"], **named, **own, **order.env}
+    child = parked.begin(
+        interpreter.recipe(spec["kind"], spec["argv"], spec["env"], names),
+        {"arguments": (spec["argv"] or ())[4:], "env": env, "cwd": spec["cwd"]},
+        (order.log_fd, *order.gpu_fds),
+    )
+    if child is None:
+        child = _popen(spec, env, order)
+    # Only the job holds its log now: a free lock on it means that no process of the job lives.
+    os.close(order.log_fd)
+    return child
+
+
+def _popen(spec: dict[str, Any], env: dict[str, str], order: Order) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
         ["/bin/sh", "-c", spec["argv"][0]] if spec["shell"] else spec["argv"],
         # Empty to whoever reads it. What a launcher starts keeps no other lock that is seen from
         # another container.
@@ -144,13 +169,10 @@ def _start(state: StateDir, row: dict[str, Any], order: Order) -> subprocess.Pop
         stdout=order.log_fd,
         stderr=order.log_fd,
         cwd=spec["cwd"],
-        env={**spec["env"], **named, **own, **order.env},
+        env=env,
         start_new_session=True,
         pass_fds=order.gpu_fds,
     )
-    # Only the job holds its log now: a free lock on it means that no process of the job lives.
-    os.close(order.log_fd)
-    return child
 
 
 def _call_agent(record: TakeOver) -> None:

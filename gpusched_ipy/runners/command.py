@@ -15,15 +15,16 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gpusched_ipy import leftovers
+from gpusched_ipy import interpreter, leftovers
 from gpusched_ipy.errors import DamagedJobError, JobNotFoundError, StoreError
 from gpusched_ipy.job import Job, JobState
 from gpusched_ipy.locks import is_alive
+from gpusched_ipy.orders import encoded
 from gpusched_ipy.outcome import RECORDED, End, Outcome
 from gpusched_ipy.output import create_log
 from gpusched_ipy.process import python_argv, spawn_detached
@@ -46,6 +47,9 @@ _RETRY_S = 0.2
 PARKED = 2
 # Seconds after a dispatch until the next shim is parked.
 PARK_AFTER_S = 0.1
+# So long after a call or an isolated cell has begun an interpreter may wait for the next although
+# none is in line.
+KEEP_S = 10.0
 
 
 class ParkedShim:
@@ -58,15 +62,29 @@ class ParkedShim:
         self._said = b""
         self._mutex = threading.Lock()
         self._status: int | None = None
+        self.recipe: Mapping[str, Any] | None = None  # of the interpreter that it keeps
+        self._deaf = False
         self._socket, theirs = socket.socketpair()
         with theirs:
             argv = python_argv("shim", "--state-dir", str(store.state.root))
             spawn_detached(argv, stdin=theirs.fileno(), on_exit=self._ended)
 
+    def prepare(self, recipe: Mapping[str, Any] | None) -> None:
+        """Have it keep an interpreter of that recipe parked, or none."""
+        if recipe == self.recipe or self._deaf:
+            return
+        self.recipe, line = recipe, encoded({"park": recipe})
+        try:
+            self._deaf = self._socket.send(line, socket.MSG_DONTWAIT) < len(line)
+        except OSError:
+            self._deaf = True
+        if self._deaf:  # dead, or stopped: the next job takes another one
+            self.dismiss()
+
     def order(self, claim: Claim, log: int) -> bool:
         """Send the order; False where the shim has died, so that another one is needed."""
         with self._mutex:
-            if self._status is not None:
+            if self._status is not None or self._deaf:
                 return False
             self._claim = claim
         text = {
@@ -161,11 +179,15 @@ class CommandRunner:
 
     Args:
         log_cap: bytes of a log of which the shim keeps the head and the tail.
+        park_python: have the Python of the next call or isolated cell started before its turn.
     """
 
-    def __init__(self, store: Store, *, log_cap: int) -> None:
+    def __init__(self, store: Store, *, log_cap: int, park_python: bool = False) -> None:
         self._store = store
         self._log_cap = log_cap
+        self._park_python = park_python
+        self._recipe: Mapping[str, Any] | None = None  # of the interpreter that is to wait
+        self._begun_mono = -KEEP_S  # when the last job that has such a recipe began
         self._parked: deque[ParkedShim] = deque()  # that has waited longest first
         self._closed = False
         self._mutex = threading.Lock()
@@ -179,17 +201,42 @@ class CommandRunner:
         """Order a shim to take the claim over; it does, or finds itself fenced and leaves."""
         assert self.scheduler is not None
         assert claim.job.attempt is not None
+        recipe = self._recipe_of(claim.job)
         log = create_log(self._store.state.log(claim.job.attempt))
         try:
-            shim = self._take_parked()
+            shim = self._take_parked(recipe)
             while not shim.order(claim, log):
                 _log.warning("a parked shim had died; another one takes job %d", claim.job.id)
-                shim = self._take_parked()
+                shim = self._take_parked(recipe)
         finally:
             os.close(log)
         self.scheduler.hand_over(claim)
         shim.listen(self.scheduler)
+        if recipe is not None:
+            with self._mutex:
+                self._recipe, self._begun_mono = recipe, time.monotonic()
         self._park_soon()
+
+    def expect(self, job: Job | None) -> None:
+        """That job is the first in line for a GPU, or none is: if it needs a Python that can be
+        started in advance, have it wait."""
+        with self._mutex:
+            if job is None and time.monotonic() - self._begun_mono < KEEP_S:
+                return
+            self._recipe = None if job is None else self._recipe_of(job)
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Have one of the parked shims, and no more, keep the interpreter that may be needed."""
+        keeps = [shim for shim in self._parked if shim.recipe is not None]
+        for shim in keeps or list(self._parked)[:1]:
+            shim.prepare(self._recipe)
+
+    def _recipe_of(self, job: Job) -> dict[str, Any] | None:
+        if not self._park_python:
+            return None
+        spec = job.spec
+        return interpreter.recipe(spec.kind, spec.argv, spec.env, spec.env_names)
 
     def cancel(self, job: Job) -> None:
         """End what a dead shim has left; one that lives hears of a cancel by itself."""
@@ -204,6 +251,7 @@ class CommandRunner:
         with self._mutex:
             if len(self._parked) < PARKED and not self._closed:
                 self._parked.append(ParkedShim(self._store, self._log_cap))
+            self._prepare()
             lacking = len(self._parked) < PARKED and not self._closed
         if lacking:
             self._park_soon()
@@ -225,10 +273,13 @@ class CommandRunner:
             # The job has its shim already: that it has no successor is no fault of the job.
             _log.warning("no shim is parked for the next command: %s", exc)
 
-    def _take_parked(self) -> ParkedShim:
+    def _take_parked(self, recipe: Mapping[str, Any] | None) -> ParkedShim:
+        """The shim with the interpreter of that recipe; else one without, rather than with."""
         with self._mutex:
             if self._parked:
-                return self._parked.popleft()
+                fit = min(self._parked, key=lambda it: (it.recipe != recipe, it.recipe is not None))
+                self._parked.remove(fit)
+                return fit
         return ParkedShim(self._store, self._log_cap)
 
 
