@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from gpusched_ipy.interpreter import BEGUN
@@ -46,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
         if order is None:
             return 0
         become(order, orders.fds)
-        channel.sendall(BEGUN)
+        with suppress(OSError):  # who has died since, or waited too long, has given it all the same
+            channel.sendall(BEGUN)
     entry = importlib.import_module(f"gpusched_ipy.{module}")
     return int(entry.main(order["arguments"]))
 
