@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from gpusched_ipy.clock import Instant
 from gpusched_ipy.database import Database
 from gpusched_ipy.errors import DamagedJobError, JobNotFoundError
 from gpusched_ipy.job import Job, JobKind, JobState
@@ -17,6 +18,7 @@ from gpusched_ipy.rowsum import checksum
 
 OPEN_STATES = "('pending','starting','running')"
 LARGEST_ID = 2**63 - 1  # SQLite takes no larger number
+_PART = 2000  # rows of a long queue that are read at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,7 @@ class Lookup(Database):
         with self._mutex:
             newest = self._query("SELECT max(rev) FROM jobs")[0][0] or 0
             if rev is None:
-                return newest, self.jobs()
+                return newest, [job for part in self._open_in_parts() for job in part]
             if newest <= rev:
                 return rev, []
             # What came between the two queries is found again next time: harmless.
@@ -84,6 +86,20 @@ class Lookup(Database):
                 "SELECT * FROM jobs INDEXED BY jobs_by_rev WHERE rev > ? ORDER BY id",
                 (rev,),
             )
+
+    def _open_in_parts(self) -> Iterator[list[Job]]:
+        """The open jobs in order of id, so many at a time that their rows stay in the caches."""
+        last = 0
+        while True:
+            rows = self._query(
+                f"SELECT * FROM jobs INDEXED BY jobs_open WHERE state IN {OPEN_STATES}"
+                " AND id > ? ORDER BY id LIMIT ?",
+                (last, _PART),
+            )
+            if not rows:
+                return
+            yield self._sound(rows)
+            last = rows[-1]["id"]
 
     def page(self, offset: int, limit: int, aging_s: float) -> list[Job]:
         """A part of the jobs not yet ended: who runs, who waits in order of its (aged) priority,
@@ -188,17 +204,21 @@ class Lookup(Database):
 
     def _one(self, query: str, values: Sequence[Any] = ()) -> Job | None:
         row = self._first(query, values)
-        return None if row is None else self._read(row)
+        return None if row is None else self._read(row, self._clock.now(), boot_id())
 
     def _many(self, query: str, values: Sequence[Any] = ()) -> list[Job]:
         return self._sound(self._query(query, values))
 
-    def _sound(self, rows: Iterable[Any]) -> list[Job]:
+    def _sound(self, rows: Sequence[Any]) -> list[Job]:
         """The jobs of these rows; one that is damaged costs itself alone."""
-        found = []
+        if not rows:
+            return []
+        names, found = rows[0].keys(), []
+        now, boot = self._clock.now(), boot_id()
         for row in rows:
+            # SQLite's own rows look for each column among all names.
             with suppress(DamagedJobError):
-                found.append(self._read(row))
+                found.append(self._read(dict(zip(names, row, strict=True)), now, boot))
         return found
 
     def _undamaged(self, rows: Iterable[Any]) -> Iterator[Any]:
@@ -209,14 +229,13 @@ class Lookup(Database):
             else:
                 yield row
 
-    def _read(self, row: Any) -> Job:
-        now = self._clock.now()
+    def _read(self, row: Mapping[str, Any], now: Instant, boot: str) -> Job:
         try:
             job = to_job(row, newer=self.read_only is not None)
         except DamagedJobError as exc:
             self._damaged.add(exc.job_id)
             raise
-        return in_this_boot(job, row["boot"], boot_id(), wall=now.wall, mono=now.mono)
+        return in_this_boot(job, row["boot"], boot, wall=now.wall, mono=now.mono)
 
 
 def _glob(pattern: str) -> str:

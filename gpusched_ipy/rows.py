@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import KeysView, Mapping
 from dataclasses import fields, replace
+from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from gpusched_ipy.errors import DamagedJobError, UserError
@@ -22,10 +24,11 @@ from gpusched_ipy.job import (
 )
 from gpusched_ipy.rowsum import LATER, PLAIN, checksum
 
-_NAMES: dict[type, dict[str, None]] = {
-    kind: dict.fromkeys(item.name for item in fields(kind))
+_NAMES: dict[type, KeysView[str]] = {
+    kind: dict.fromkeys(item.name for item in fields(kind)).keys()
     for kind in (JobSpec, Request, ArrayPlace)
 }
+_plain = itemgetter(*PLAIN)
 
 
 def to_row(job: Job, boot: str) -> dict[str, Any]:
@@ -65,21 +68,25 @@ def to_job(row: Mapping[str, Any], *, newer: bool = False) -> Job:
     """
     if not newer and checksum(row) != row["crc"]:
         raise DamagedJobError(row["id"])
-    reason = None
+    found = dict(zip(PLAIN, _plain(row), strict=True))
+    found["id"] = row["id"]
+    found["spec"] = parse_spec(row["spec"])
+    found["state"] = JobState(row["state"])
+    found["held"] = bool(row["held"])
+    found["cancel_requested"] = bool(row["cancel_requested"])
+    if row["gpus"] != "[]":
+        found["gpus"] = tuple(json.loads(row["gpus"]))
     if row["reason"] is not None:
-        reason = WaitReason(code=WaitCode(row["reason_code"]), text=row["reason"])
-    return Job(
-        id=row["id"],
-        spec=parse_spec(row["spec"]),
-        state=JobState(row["state"]),
-        held=bool(row["held"]),
-        cancel_requested=bool(row["cancel_requested"]),
-        gpus=tuple(json.loads(row["gpus"])),
-        reason=reason,
-        reason_since=row["reason_since"],
-        **_later(row),
-        **{name: row[name] for name in PLAIN},
-    )
+        found["reason"] = WaitReason(code=WaitCode(row["reason_code"]), text=row["reason"])
+    found["reason_since"] = row["reason_since"]
+    if LATER[0] in row.keys():  # noqa: SIM118 - a row of SQLite looks among its values
+        found["retried"] = row["retried"]
+        found["requeued"] = row["requeued"]
+        found["oom"] = bool(row["oom"])
+        found["oom_retried"] = bool(row["oom_retried"])
+        found["not_before_mono"] = row["not_before"]
+        found["hold_reason"] = row["hold_reason"]
+    return Job(**found)
 
 
 def key_of(spec: JobSpec) -> str | None:
@@ -87,20 +94,6 @@ def key_of(spec: JobSpec) -> str | None:
     if spec.key is None or spec.array is None:
         return spec.key
     return json.dumps([spec.key, sorted(spec.sweep.items())], ensure_ascii=True)
-
-
-def _later(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What the columns of later schemas say; the row of an older record has none."""
-    if LATER[0] not in row.keys():  # noqa: SIM118 - as above
-        return {}
-    return {
-        "retried": row["retried"],
-        "requeued": row["requeued"],
-        "oom": bool(row["oom"]),
-        "oom_retried": bool(row["oom_retried"]),
-        "not_before_mono": row["not_before"],
-        "hold_reason": row["hold_reason"],
-    }
 
 
 def in_this_boot(job: Job, row_boot: str, boot: str, *, wall: float, mono: float) -> Job:
@@ -137,20 +130,16 @@ def spec_text(spec: JobSpec) -> str:
 
 def parse_spec(text: str) -> JobSpec:
     """The spec that :func:`spec_text` wrote; keys of a newer version are passed over."""
-    record: dict[str, Any] = _known(JobSpec, json.loads(text))
-    request = _known(Request, record["request"])
-    request |= {name: tuple(request[name]) for name in ("after", "after_any")}
-    array = record["array"]
-    return JobSpec(
-        **record
-        | {
-            "kind": JobKind(record["kind"]),
-            "request": Request(**request),
-            "env_names": tuple(record.get("env_names", ())),
-            "argv": None if record["argv"] is None else tuple(record["argv"]),
-            "array": None if array is None else ArrayPlace(**_known(ArrayPlace, array)),
-        }
-    )
+    record = _known(JobSpec, json.loads(text))
+    argv, array = record["argv"], record["array"]
+    record["kind"] = JobKind(record["kind"])
+    record["request"] = _request(record["request"])
+    record["env_names"] = tuple(record.get("env_names", ()))
+    if argv is not None:
+        record["argv"] = tuple(argv)
+    if array is not None:
+        record["array"] = ArrayPlace(**_known(ArrayPlace, array))
+    return JobSpec(**record)
 
 
 def _record(spec: JobSpec) -> dict[str, Any]:
@@ -165,6 +154,22 @@ def _record(spec: JobSpec) -> dict[str, Any]:
     return record
 
 
+def _request(record: dict[str, Any]) -> Request:
+    """The request of a spec. Of a long queue most ask the same, so they share one."""
+    found = _known(Request, record)
+    found["after"] = tuple(found["after"])
+    found["after_any"] = tuple(found["after_any"])
+    return _shared_request(*found.items())
+
+
+@lru_cache(maxsize=1024)
+def _shared_request(*items: tuple[str, Any]) -> Request:
+    return Request(**dict(items))
+
+
 def _known(kind: type, record: dict[str, Any]) -> dict[str, Any]:
+    """Of a record what this version knows; the record itself where that is all of it."""
     names = _NAMES[kind]
+    if record.keys() <= names:
+        return record
     return {key: value for key, value in record.items() if key in names}

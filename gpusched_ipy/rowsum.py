@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any
 
 # Columns that stand in Job under the same name and need no conversion.
@@ -21,10 +22,15 @@ COLUMNS = (
 # Columns of later schemas. crc covers those that have a value, so that older rows keep theirs.
 LATER = ("retried", "requeued", "oom", "oom_retried", "not_before", "hold_reason")
 
+_values = itemgetter(*COLUMNS)
+_later = itemgetter(*LATER)
+_encode = json.JSONEncoder(ensure_ascii=True).encode
+
 
 def checksum(row: Mapping[str, Any]) -> int:
     """CRC-32 of the columns that must never change by accident."""
-    values = [row[name] for name in COLUMNS]
-    if LATER[0] in row.keys():  # noqa: SIM118 - a row of SQLite looks among its values
+    values = [*_values(row)]
+    columns = row.keys()  # a row of SQLite itself looks among its values
+    if LATER[0] in columns and any(_later(row)):
         values += [[name, row[name]] for name in LATER if row[name]]
-    return zlib.crc32(json.dumps(values, ensure_ascii=True).encode("ascii"))
+    return zlib.crc32(_encode(values).encode("ascii"))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
+from gpusched_ipy import lookup
 from gpusched_ipy.config import Instant, Settings
-from gpusched_ipy.job import ArrayPlace, Job, JobKind, JobSpec, JobState
+from gpusched_ipy.job import ArrayPlace, Job, JobKind, JobSpec, JobState, Request
 from gpusched_ipy.openjobs import OpenJobs
 from gpusched_ipy.policy import Decision, decide
 from gpusched_ipy.snapshot import Gpu, Snapshot
@@ -86,3 +88,37 @@ def test_of_each_notebook_only_the_last_end_is_kept(opened: OpenJobs, clock: Han
     assert [one.job_id for one in opened.allocations()] == [1, 2, 3]
     clock.mono += KEEP_S + 1
     assert [one.job_id for one in opened.allocations()] == [2, 3]
+
+
+def test_the_first_look_at_a_long_queue_knows_what_each_job_by_itself_tells(
+    opened: OpenJobs, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookup, "_PART", 3)
+    store = opened._store
+    for number in range(1, 12):
+        job = pending(number, "abc"[number % 3])
+        request = Request(after=(1, 2) if number == 5 else (), gpus=1 + number % 2)
+        engine = "slurm" if number == 7 else "local"
+        store.submit(replace(job.spec, request=request, engine=engine, priority=number % 4))
+    for number, state in ((1, JobState.COMPLETED), (2, JobState.STARTING), (9, None)):
+        claimed = store.claim(store.job(number), ("g",), member="m")
+        if state is not JobState.STARTING:
+            store.take_over(number, epoch=claimed.epoch, claimed_by="m", member="m")
+        if state is JobState.COMPLETED:
+            store.finish_if_active(number, epoch=claimed.epoch, state=state)
+    with sqlite3.connect(store.state.database) as db:
+        db.execute("UPDATE jobs SET name = name || 'X' WHERE id = 4")
+    db.close()
+
+    opened.refresh()
+    each = OpenJobs(store, clock, keep_s=KEEP_S)
+    for job in store.jobs():
+        each.put(job)
+    assert [*opened.jobs] == [2, 3, *range(5, 12)]
+    assert store.damaged == (4,)
+    for what in ("jobs", "pending", "active", "away", "any_waits", "depend_on_members"):
+        assert getattr(opened, what) == getattr(each, what), what
+    assert opened.states_of_dependencies() == each.states_of_dependencies()
+    assert opened.allocations() == each.allocations()
+    assert [job.id for job in opened.line] == [job.id for job in each.line]
+    assert decision(opened, clock) == decision(each, clock)
