@@ -374,6 +374,27 @@ def test_turns_never_change_which_priority_has_which_place(scene: Scene) -> None
     assert in_turn == [job.priority for job in by_aging]
 
 
+@given(scenes(), st.lists(st.tuples(st.integers(0, 11), st.booleans()), max_size=30))
+def test_a_line_kept_through_events_is_one_made_anew(
+    scene: Scene, events: list[tuple[int, bool]]
+) -> None:
+    kept, known = Line(scene.jobs[::2]), {job.id: job for job in scene.jobs[::2]}
+    for place, put in events:
+        job = scene.jobs[place % len(scene.jobs)]
+        if put:
+            job = replace(job, priority=job.priority + place % 2, queued_mono=float(place))
+            kept.put(job)
+            known[job.id] = job
+        else:
+            kept.drop(job.id)
+            known.pop(job.id, None)
+    anew = Line(known.values())
+    assert {job.id for job in kept} == {job.id for job in anew}
+    assert [*kept.fair(_facts(scene), lambda job: not job.held)] == [
+        *anew.fair(_facts(scene), lambda job: not job.held)
+    ]
+
+
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=60))
 def test_no_notebook_waits_for_more_than_one_turn_of_each_other(owners: list[str]) -> None:
     line = Line(

@@ -16,13 +16,13 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from heapq import heapify, heappop, heappush, heappushpop, heapreplace, merge
-from itertools import tee
+from heapq import heapify, heappop, heapreplace
 from operator import attrgetter
 
 from gpusched_ipy.job import Job
 from gpusched_ipy.policy.standing import Facts
 
+_QUEUED = attrgetter("queued_mono")
 _SINCE = attrgetter("queued_mono", "id")
 
 PATIENCE = 0.9  # found on the Philly traces; see docs/decisions/0003-policy.md
@@ -36,10 +36,17 @@ class Line:
     def __init__(self, jobs: Iterable[Job] = ()) -> None:
         by_id = sorted(jobs, key=attrgetter("id"))
         self._jobs = {job.id: job for job in by_id}
-        self._ranks: dict[int, dict[str, list[Job]]] = {}
-        # Two sorts by one number each are faster than one by pairs.
-        for job in sorted(by_id, key=attrgetter("queued_mono")):
-            self._row(job).append(job)
+        self._ranks: defaultdict[int, list[Job]] = defaultdict(list)
+        self._rows: defaultdict[int, defaultdict[str, list[Job]]]  # of each rank, by notebook
+        self._rows = defaultdict(lambda: defaultdict(list))
+        ranks, rows = self._ranks, self._rows
+        for job in by_id:
+            priority = job.priority
+            ranks[priority].append(job)
+            rows[priority][job.spec.owner].append(job)
+        # Sorted as they lie in memory, by one number; that keeps the order of ids among equals.
+        for row in (*ranks.values(), *(one for rank in rows.values() for one in rank.values())):
+            row.sort(key=_QUEUED)
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -54,20 +61,22 @@ class Line:
         """Add a job, or replace what is known of it."""
         self.drop(job.id)
         self._jobs[job.id] = job
-        insort(self._row(job), job, key=_SINCE)
+        for row in (self._ranks[job.priority], self._rows[job.priority][job.spec.owner]):
+            insort(row, job, key=_SINCE)
 
     def drop(self, job_id: int) -> None:
         """Take a job out; one that is not in the line is no error."""
         job = self._jobs.pop(job_id, None)
         if job is None:
             return
-        row = self._row(job)
-        del row[bisect_left(row, _SINCE(job), key=_SINCE)]
+        rank, rows = self._ranks[job.priority], self._rows[job.priority]
+        row = rows[job.spec.owner]
+        for jobs in (rank, row):
+            del jobs[bisect_left(jobs, _SINCE(job), key=_SINCE)]
         if not row:
-            rank = self._ranks[job.priority]
-            del rank[job.spec.owner]
-            if not rank:
-                del self._ranks[job.priority]
+            del rows[job.spec.owner]
+        if not rank:
+            del self._ranks[job.priority], self._rows[job.priority]
 
     def fair(self, facts: Facts, eligible: Eligible) -> Iterator[Job]:
         """The eligible jobs in ``fair`` order."""
@@ -79,8 +88,10 @@ class Line:
                 using[holder.owner] += len(holder.gpus)
             else:
                 served[holder.owner] = max(served.get(holder.owner, 0.0), holder.ended_mono)
+        stands = _once(eligible)
         ranks = [
-            _Rank(priority, rows, eligible, using, served) for priority, rows in self._ranks.items()
+            _Rank(priority, rank, self._rows[priority], stands, using, served)
+            for priority, rank in self._ranks.items()
         ]
         heap = [(key, rank) for rank in ranks if (key := rank.place(aging_s)) is not None]
         heapify(heap)
@@ -93,11 +104,18 @@ class Line:
             else:
                 heapreplace(heap, (key, rank))
 
-    def _row(self, job: Job) -> list[Job]:
-        try:
-            return self._ranks[job.priority][job.spec.owner]
-        except KeyError:
-            return self._ranks.setdefault(job.priority, {}).setdefault(job.spec.owner, [])
+
+def _once(eligible: Eligible) -> Eligible:
+    """``eligible``, asked once of each job: for its place in the line, and for its turn."""
+    known: dict[int, bool] = {}
+
+    def stands(job: Job) -> bool:
+        found = known.get(job.id)
+        if found is None:
+            found = known[job.id] = eligible(job)
+        return found
+
+    return stands
 
 
 class _Rank:
@@ -109,6 +127,7 @@ class _Rank:
     def __init__(
         self,
         priority: int,
+        jobs: Sequence[Job],
         rows: Mapping[str, Sequence[Job]],
         eligible: Eligible,
         using: defaultdict[str, int],
@@ -117,35 +136,44 @@ class _Rank:
         self._priority = priority
         self._using = using
         self._served = served
-        pairs = {owner: tee(filter(eligible, row)) for owner, row in rows.items()}
-        self._places = merge(*(places for places, _ in pairs.values()), key=_SINCE)
-        self._rows = {owner: row for owner, (_, row) in pairs.items()}
-        self._turns: list[tuple[int, float, int, Job]] = []
-        for owner in rows:
-            self._offer(owner)
+        self._places = filter(eligible, jobs)
+        self._rows = {owner: filter(eligible, row) for owner, row in rows.items()}
+        offers = (self._offer(owner) for owner in rows)
+        self._turns = [offer for offer in offers if offer is not None]
+        heapify(self._turns)
 
     def place(self, aging_s: float) -> tuple[float, int] | None:
         """The key of its next place in the line, smallest first; None when all are taken."""
-        job = next(self._places, None)
-        if job is None:
-            return None
-        return job.queued_mono / aging_s - self._priority, -self._priority
+        for job in self._places:
+            return job.queued_mono / aging_s - self._priority, -self._priority
+        return None
 
     def take(self) -> Job:
         """The job whose notebook has the turn."""
-        count, since, number, job = heappop(self._turns)
-        while count != self._using[job.spec.owner]:
-            entry = (self._using[job.spec.owner], since, number, job)
-            count, since, number, job = heappushpop(self._turns, entry)
-        self._using[job.spec.owner] += job.request.gpus
-        self._offer(job.spec.owner)
+        turns, using = self._turns, self._using
+        while True:
+            count, since, number, job = turns[0]
+            spec = job.spec
+            so_far = using[spec.owner]
+            if count == so_far:
+                break
+            heapreplace(turns, (so_far, since, number, job))
+        using[spec.owner] = so_far + spec.request.gpus
+        offer = self._offer(spec.owner)
+        if offer is None:
+            heappop(turns)
+        else:
+            heapreplace(turns, offer)
         return job
 
-    def _offer(self, owner: str) -> None:
-        job = next(self._rows[owner], None)
-        if job is not None:
-            since = max(job.queued_mono, self._served.get(owner, job.queued_mono))
-            heappush(self._turns, (self._using[owner], since, job.id, job))
+    def _offer(self, owner: str) -> tuple[int, float, int, Job] | None:
+        """The next job of a notebook as it stands among the turns; None where it has no more."""
+        for job in self._rows[owner]:
+            since = job.queued_mono
+            if owner in self._served:
+                since = max(since, self._served[owner])
+            return self._using[owner], since, job.id, job
+        return None
 
 
 class Patience:

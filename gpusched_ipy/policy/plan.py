@@ -98,7 +98,8 @@ class Plan:
         if shape.too_big is not None:
             self._note(job, shape.too_big)
         elif self._hopeless(job, shape):
-            self._note(job, reasons.ahead(shape.pool.ahead()))
+            if len(self.reasons) < self._limit:
+                self._note(job, reasons.ahead(shape.pool.ahead()))
             shape.pool.waiting += 1
         elif not self._start(job, shape):
             shape.pool.waiting += 1
