@@ -31,7 +31,7 @@ from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.outlook import Outlook
 from gpusched_ipy.policy import Line, decide
 from gpusched_ipy.policy.estimate import Estimate, Run, by_walltime, estimate, remaining_s
-from gpusched_ipy.policy.forecast import forecast
+from gpusched_ipy.policy.forecast import HIGH, LOW, _place, forecast
 from gpusched_ipy.policy.timeline import Piece, Timeline
 from gpusched_ipy.records import expected_text
 from gpusched_ipy.snapshot import Gpu, GpuProcess, Snapshot
@@ -386,6 +386,14 @@ def test_it_is_said_in_words(
     else:
         assert said.endswith("; 6 past runs)")
         assert said.count(":") == 3
+
+
+@pytest.mark.parametrize("courses", [8, 11, 20, 40])
+def test_what_will_happen_is_one_more_course(courses: int) -> None:
+    """Of so many courses and one more, all alike, the last falls into the range in 80 of 100."""
+    low, high = _place(LOW, courses), _place(HIGH, courses)
+    assert (high - low) / (courses + 1) == pytest.approx(0.8, abs=0.5 / (courses + 1) + 0.01)
+    assert low == courses - 1 - high
 
 
 def test_the_spread_of_one_run_is_the_one_stated() -> None:

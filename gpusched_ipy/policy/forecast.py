@@ -1,8 +1,9 @@
 """When each pending job is expected to start, and how sure that is. Pure: no dice, no clock.
 
 The line is played through several times, in its present order, with durations drawn evenly from
-what history says; the median of the starts is the forecast, the middle 80 % its range. Jobs that
-will be submitted later, strangers that come and leave, and failures are not foreseen.
+what history says; the median of the starts is the forecast, its range what eight of ten further
+courses would keep to. Jobs that will be submitted later, strangers that come and leave, and
+failures are not foreseen.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from gpusched_ipy.snapshot import Snapshot
 COURSES = (8, 40)
 # … so many jobs altogether.
 BUDGET = 60_000
-# The middle of the courses that a range covers.
+# What may happen before and after a range.
 LOW, HIGH = 0.1, 0.9
 # A job with one of these reasons stands in the line of a forecast all the same.
 _WILL_STAND = frozenset({WaitCode.BEGIN_TIME, WaitCode.DEPENDENCY, WaitCode.KERNEL_BUSY})
@@ -253,6 +254,14 @@ def _draw(number: int, course: int) -> int:
     return _DRAWS[(number * 769 + course * 389) % 2039]
 
 
+def _place(share: float, courses: int) -> int:
+    """Which of so many courses, in order, has that share of all that may happen before it.
+
+    What will really happen is one more: so many ends leave one gap more between them.
+    """
+    return min(courses - 1, max(0, int(share * (courses + 1) + 0.5) - 1))
+
+
 def _forecasts(
     pieces: Sequence[_Drawn],
     starts: Sequence[list[float]],
@@ -270,7 +279,7 @@ def _forecasts(
     fewest = min(rests_on) if rests_on else None
     for drawn, found in zip(pieces, starts, strict=True):
         found.sort()
-        low, at, high = (found[int(share * (len(found) - 1) + 0.5)] for share in (LOW, 0.5, HIGH))
+        low, at, high = (found[_place(share, len(found))] for share in (LOW, 0.5, HIGH))
         high = max(high, passed.get(drawn.piece.job_id, 0.0))
         if isfinite(high):
             runs = None if high == 0.0 else fewest
