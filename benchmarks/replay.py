@@ -377,6 +377,7 @@ def main() -> None:
     parser.add_argument("--loads", type=float, nargs="+", default=[0.7, 0.9, 1.1])
     parser.add_argument("--traces", nargs="+", default=None, help="names without .csv")
     parser.add_argument("--aging", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--seed", type=int, default=7, help="who gets which priority, and guesses")
     parser.add_argument("--only", nargs="+", default=[], help="ways that start so")
     options = parser.parse_args()
     folder = os.environ.get("GPUSCHED_TRACES")
@@ -386,7 +387,8 @@ def main() -> None:
     for name in names:
         for gpus in options.gpus:
             for factor in options.loads:
-                jobs = load(Path(folder) / f"{name}.csv", gpus, factor, options.jobs)
+                path = Path(folder) / f"{name}.csv"
+                jobs = load(path, gpus, factor, options.jobs, options.seed)
                 print(f"\n### {name}, {gpus} GPUs, load {factor:g}, {len(jobs)} jobs\n")
                 print(HEAD)
                 print("| --- " * HEAD.count(" | ") + "| --- |")
