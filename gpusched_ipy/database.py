@@ -59,7 +59,7 @@ class Database:
         self._pid = os.getpid()
         self.read_only: str | None = None  # why, where a newer version has written the record
         self._reserved = False
-        self._durable = True
+        self._durable: bool | None = True  # None: it is to be set
         self._rings = 0  # writes of this object that others should know of
         self._rings_by: dict[int, int] = {}  # the same of each thread
         self._seen: dict[int, tuple[int, int]] = {}  # by each thread
@@ -156,6 +156,7 @@ class Database:
     def _begin(self, durable: bool) -> None:
         """Open a transaction, unless this version may not write (any more)."""
         if not self._reserved and self.read_only is None:
+            self._durable = None
             reserve(self._db, self.state)
             self._reserved = True
         if durable is not self._durable:

@@ -99,7 +99,11 @@ def check(db: sqlite3.Connection, *, thorough: bool = False) -> list[str]:
 
 
 def reserve(db: sqlite3.Connection, state: StateDir) -> None:
-    """Make the write-ahead log and the free pages large enough for a full disk, if they are not."""
+    """Make the write-ahead log and the free pages large enough for a full disk, if they are not.
+
+    Where it does, ``synchronous`` is NORMAL afterwards: what it writes need not outlive a power
+    cut, and everybody waits for us meanwhile.
+    """
     db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     log = state.database.with_name(f"{state.database.name}-wal")
     with suppress(FileNotFoundError):
@@ -107,6 +111,7 @@ def reserve(db: sqlite3.Connection, state: StateDir) -> None:
         if os.lstat(log).st_size >= RESERVE_BYTES:
             return
     try:
+        db.execute("PRAGMA synchronous = NORMAL")
         db.execute("BEGIN IMMEDIATE")
         db.execute("INSERT OR REPLACE INTO meta VALUES ('reserve', ?)", ("x" * RESERVE_BYTES,))
         db.execute("COMMIT")
