@@ -90,14 +90,16 @@ class Agent:
 
     def _until_idle(self, store: Store, scheduler: Scheduler, desks: Desks) -> None:
         idle_since: float | None = None
-        while not self._stop.wait(LINGER_S / 10):
+        look_s = LINGER_S / 10
+        while not self._stop.wait(look_s):
             if not self.state.database.exists():
                 return  # the whole folder has been removed
             if not scheduler.idle or desks.busy:
                 if idle_since is not None:
                     scheduler.wake()  # whoever has submitted may have died before he rang
-                idle_since = None
+                idle_since, look_s = None, LINGER_S / 4
                 continue
+            look_s = LINGER_S / 10
             if idle_since is None:
                 idle_since = time.monotonic()
                 now_and_then(store, self._settings, SystemClock().now().wall)

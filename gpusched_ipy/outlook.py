@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from gpusched_ipy import backlog, policy
-from gpusched_ipy.attribution import attribute
+from gpusched_ipy.attribution import Owners, attribute
 from gpusched_ipy.backends import Detail
 from gpusched_ipy.config import LOCAL, Clock, Settings
 from gpusched_ipy.excess import Excess
@@ -32,6 +32,14 @@ CONFIRM_S = 1.0
 BACKLOG_S = 5.0
 # What keeps a job waiting that other users should know of.
 _FOR_A_GPU = frozenset({WaitCode.GPU_BUSY, WaitCode.GPU_ALLOCATED, WaitCode.QUIET, WaitCode.MEMORY})
+# What keeps a job waiting until something happens that wakes every member.
+_UNTIL_A_CHANGE = frozenset(
+    {
+        *(WaitCode.HELD, WaitCode.DRAINED, WaitCode.DEPENDENCY, WaitCode.MAX_RUNNING),
+        WaitCode.PRIORITY,
+        *(WaitCode.GPU_BUSY, WaitCode.GPU_ALLOCATED, WaitCode.MEMORY),
+    }
+)
 
 
 class Outlook:
@@ -65,6 +73,7 @@ class Outlook:
             ended=self._learned.saw,
         )
         self._offers = Offers()
+        self._owners = Owners()
         self._backlog_s, self._summed_mono = 0.0, -BACKLOG_S
         self._usage = UsageTracker()
         self._excess = Excess(store, settings)
@@ -95,9 +104,12 @@ class Outlook:
             self._monitor.unwant(self._name)
         self._monitor.set_allocated(self.open.pids_by_gpu())
         newest = self._monitor.latest(Detail.LOAD)
-        if newest is not None:
-            self._usage.observe(self.attributed(newest), self.open.allocations())
+        marked = None if newest is None else self.attributed(newest)
+        if marked is not None:
+            self._usage.observe(marked, self.open.allocations())
         latest = self._inventory() or self._monitor.latest(Detail.PROCESSES)
+        if latest is newest:
+            return marked
         return None if latest is None else self.attributed(latest)
 
     def read_now(self) -> Snapshot:
@@ -111,6 +123,7 @@ class Outlook:
             self.open.active,
             leaders=self.open.leaders(),
             members=self._store.member_pids(),
+            owners=self._owners,
         )
 
     def rest(self) -> None:
@@ -185,6 +198,16 @@ class Outlook:
         waiting = [start.job_id for start in decision.starts]
         waiting += [job for job, why in decision.reasons.items() if why.code in _FOR_A_GPU]
         return [self.open.jobs[job] for job in waiting if self.mine(job)]
+
+    def calm(self, decision: policy.Decision) -> bool:
+        """Whether nothing has to be looked after before the next change: no job of ours runs, and
+        whatever waits waits for one, not for a time."""
+        timed = any(kept.at_mono is not None for kept in decision.reservations)
+        if timed or decision.starts or any(map(self.responsible, self.open.active)):
+            return False
+        told = decision.reasons
+        waiting = len(self.open.jobs) - len(self.open.active)
+        return waiting <= len(told) and all(why.code in _UNTIL_A_CHANGE for why in told.values())
 
     def own(self, reasons: Mapping[int, WaitReason]) -> list[WaitReason]:
         """Why this member's own jobs wait."""

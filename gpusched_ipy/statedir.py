@@ -26,7 +26,7 @@ _NETWORK = (
 SHARED_LOCKS = Path("/run/gpusched")
 # Where the queue is kept when the home is of another host.
 LOCAL = Path("/var/tmp")
-_FOLDERS = ("alive", "gpu", "logs", "cells", "env", "calls")
+_FOLDERS = ("alive", "gpu", "logs", "cells", "env", "calls", "readings")
 
 
 class StateDir(NamedTuple):

@@ -22,13 +22,14 @@ from gpusched_ipy.backends.fake import FakeBackend
 from gpusched_ipy.config import Clock, Instant, Settings, SystemClock
 from gpusched_ipy.errors import BackendReadError
 from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.monitor.changes import Changes
 from gpusched_ipy.monitor.readings import SharedReadings
 from gpusched_ipy.monitor.recent import WHOLE_S, QuietWindows, Recent
 from gpusched_ipy.monitor.wire import Reading
 from gpusched_ipy.snapshot import Gpu, GpuProcess, Health, MemoryKind, Snapshot
 
 INTERVAL = 0.05
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 
 
 def write_script(path: Path, **gpu: Any) -> None:
@@ -310,6 +311,73 @@ def test_listeners_hear_each_reading_until_they_leave(
     assert len(heard) == count
 
 
+def test_who_listens_to_changes_does_not_hear_what_changes_nothing(
+    monitor: Monitor, script: Path
+) -> None:
+    monitor._changes = Changes(0.1, steady_s=5 * INTERVAL)
+    heard: list[Snapshot] = []
+    every: list[Snapshot] = []
+    leave = monitor.listen(heard.append, to_changes=True)
+    monitor.listen(every.append)
+    with monitor.wanting("panel"):
+        eventually(lambda: len(every) >= len(heard) + 5)
+        before = len(heard)
+        assert before, "the first readings count"
+        write_script(script, utilization=0.97)
+        eventually(lambda: len(heard) > before)
+        assert heard[-1].gpus[0].utilization == 0.97
+        leave()
+
+
+BUSY = Gpu(
+    uuid="GPU-a",
+    utilization=0.97,
+    mem_used_bytes=GIB,
+    processes=(GpuProcess(pid=7, started_at=1.0, mem_bytes=GIB),),
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        ({"utilization": 0.6, "temperature_c": 80.0, "mem_used_bytes": GIB + 10 * MIB}, False),
+        ({"utilization": 0.05}, True),
+        ({"utilization": None}, True),
+        ({"mem_used_bytes": GIB - 100 * MIB}, True),
+        ({"mem_used_bytes": None}, True),
+        ({"processes": None}, False),  # a light reading says nothing about them
+        ({"processes": ()}, True),
+        ({"processes": (GpuProcess(pid=8, started_at=1.0, mem_bytes=GIB),)}, True),
+        ({"processes": (GpuProcess(pid=7, started_at=2.0, mem_bytes=GIB),)}, True),
+        ({"processes": (GpuProcess(pid=7, started_at=1.0, mem_bytes=0),)}, True),
+        ({"health": Health.LOST}, True),
+        ({"compute_mode": "prohibited"}, True),
+        ({"uuid": "GPU-b"}, True),
+    ],
+)
+def test_what_counts_as_a_change(change: dict[str, Any], counts: bool) -> None:
+    def at(mono: float, gpu: Gpu, problem: str | None = None) -> Snapshot:
+        return replace(snapshot(mono, None), gpus=(gpu,), problem=problem)
+
+    changes = Changes(0.10, steady_s=3.0)
+    told = [changes.count(at(float(mono), BUSY)) for mono in range(8)]
+    assert told == [True] * 4 + [False] * 4, "a while after the first, then no more"
+    told = [changes.count(at(8.0 + mono, replace(BUSY, **change))) for mono in range(8)]
+    assert told == [counts] * 4 + [False] * 4
+    assert changes.count(at(16.0, BUSY, "the driver does not answer"))
+    assert changes.count(at(30.0, BUSY, "the driver does not answer")), "nobody looked meanwhile"
+
+
+def test_what_creeps_counts_in_the_end() -> None:
+    changes = Changes(0.10, steady_s=1.0)
+    creeping = [replace(BUSY, mem_used_bytes=GIB + 20 * MIB * step) for step in range(30)]
+    told = [
+        changes.count(replace(snapshot(float(step), None), gpus=(gpu,)))
+        for step, gpu in enumerate(creeping)
+    ]
+    assert 5 <= sum(told) <= 20
+
+
 def test_jobs_add_their_load_to_a_scripted_gpu(
     monitor: Monitor, script: Path, watched: Watched
 ) -> None:
@@ -504,7 +572,7 @@ def test_processes_share_one_readers_readings(
     assert all("fake" in line["why"] for line in after)
     write_script(script, utilization=0.97)
     eventually(lambda: all(each.last["utilization"] == [0.97] for each in members))
-    mode = (tmp_path / "state" / "readings.json").stat().st_mode
+    mode = (tmp_path / "state" / "readings" / "readings.json").stat().st_mode
     assert mode & 0o777 == 0o600
     assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
 
@@ -588,7 +656,7 @@ def test_a_published_reading_is_read_back_without_loss(
     ["", "{", "[]", "null", "3", '{"promises": 3}', '{"promises": [], "snapshot": {"gpus": 1}}'],
 )
 def test_a_damaged_file_is_no_reading_and_is_replaced(shared: SharedReadings, text: str) -> None:
-    shared.path.parent.mkdir()
+    shared.path.parent.mkdir(parents=True)
     shared.path.write_text(text)
     assert shared.newest() is None
     written = reading()
@@ -642,6 +710,8 @@ def test_the_holder_of_the_lock_writes_only_for_others(
     with monitor.wanting("panel"):
         eventually(lambda: len(monitor.history(60)) >= 3)
         assert not shared.path.exists()
+        # Whoever watches the bell there is not woken by readings.
+        assert os.listdir(tmp_path / "state") == ["readings"]
         assert monitor.sharing == READS
         shared.ask()
         eventually(shared.newest)
@@ -690,7 +760,7 @@ def test_half_a_text_is_no_reading(shared: SharedReadings) -> None:
 
 
 def test_drafts_of_killed_publishers_are_swept(shared: SharedReadings) -> None:
-    shared.path.parent.mkdir()
+    shared.path.parent.mkdir(parents=True)
     old = shared.path.with_name("readings.json.1.tmp")
     new = shared.path.with_name("readings.json.2.tmp")
     old.touch()

@@ -302,7 +302,7 @@ def test_planted_readings_are_not_believed(tmp_path: Path, victim: Path, what: s
     settings = Settings.load()
     state = open_state_dir(settings)
     for name in ("readings.json", "sampler.lock", "sampler.wanted"):
-        _plant(state.root / name, what, victim)
+        _plant(state.root / "readings" / name, what, victim)
     shared = SharedReadings(state.root, settings, SystemClock())
     assert shared.newest() is None
     assert not shared.take_lock()

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from gpusched_ipy.backends import DETAILS, Detail, detect
 from gpusched_ipy.config import Clock, Settings, SystemClock
+from gpusched_ipy.monitor.changes import STEADY_S, Changes
 from gpusched_ipy.monitor.idle import IdleProcesses
 from gpusched_ipy.monitor.readings import SharedReadings
 from gpusched_ipy.monitor.recent import Allocated, QuietWindows, Recent, with_jobs
@@ -98,6 +99,7 @@ class Monitor:
         self._paces: tuple[float, ...] | None = None  # worked out of the wants; None: not yet
         self._asks: list[_Ask] = []
         self._listeners: list[Listener] = []
+        self._listeners_to_changes: list[Listener] = []
         self._running: _Running | None = None
         self._explanation: str | None = None
         self._allocated: Allocated = {}
@@ -105,7 +107,9 @@ class Monitor:
         self._lasts: list[float] = [-NEVER] * len(DETAILS)
         self._recent = Recent()
         self._idle = IdleProcesses(self.settings.max_utilization)
-        self._quiet = QuietWindows(self.settings.max_utilization, self.settings.sample_interval_s)
+        limit, interval_s = self.settings.max_utilization, self.settings.sample_interval_s
+        self._quiet = QuietWindows(limit, interval_s)
+        self._changes = Changes(limit, max(STEADY_S, self.settings.quiet_s + 5 * interval_s))
 
     def want(self, who: str, interval_s: float | None = None, detail: Detail = Detail.LOAD) -> None:
         """Have readings taken until :meth:`unwant`; the first at once. No effect without sampling.
@@ -195,15 +199,21 @@ class Monitor:
             ask.done.wait(timeout_s)
         return ask.answer or self._unanswered(ask, timeout_s)
 
-    def listen(self, listener: Listener) -> Callable[[], None]:
-        """Call ``listener`` from the sampler thread with each new reading; returns the way out."""
+    def listen(self, listener: Listener, *, to_changes: bool = False) -> Callable[[], None]:
+        """Call ``listener`` from the sampler thread with each new reading; returns the way out.
+
+        Args:
+            to_changes: only with those that show something that a start could hang on, and those
+                that follow such a one within 10 s or a quiet window.
+        """
         with self._cond:
-            self._listeners.append(listener)
+            listeners = self._listeners_to_changes if to_changes else self._listeners
+            listeners.append(listener)
 
         def leave() -> None:
             with self._cond:
-                if listener in self._listeners:
-                    self._listeners.remove(listener)
+                if listener in listeners:
+                    listeners.remove(listener)
 
         return leave
 
@@ -352,7 +362,8 @@ class Monitor:
             self._recent.add(snapshot)
             self._explanation = reading.explanation or self._explanation
             running.sampler.look_again = -NEVER
-            listeners = tuple(self._listeners)
+            counts = self._changes.count(snapshot)
+            listeners = (*self._listeners, *(self._listeners_to_changes if counts else ()))
         for listener in listeners:
             try:
                 listener(snapshot)

@@ -77,6 +77,8 @@ class SharedReadings:
     """
 
     def __init__(self, folder: Path, settings: Settings, clock: Clock) -> None:
+        # Apart from the bell: whoever watches that is woken by every file that changes beside it.
+        folder = folder / "readings"
         self.path = folder / "readings.json"
         self._draft = folder / f"readings.json.{os.getpid()}.tmp"
         self.lock_path = folder / "sampler.lock"
@@ -120,7 +122,7 @@ class SharedReadings:
         if self._lock is not None:
             return True
         try:
-            self.lock_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_folder()
             lock = open_private(self.lock_path)
         except (OSError, StateDirError) as exc:
             self._fault(exc)
@@ -151,6 +153,7 @@ class SharedReadings:
             return
         self._touched_mono = now
         try:
+            self._make_folder()
             wanted = open_private(self.wanted_path)
             os.utime(wanted)
             os.close(wanted)
@@ -212,10 +215,14 @@ class SharedReadings:
         try:
             return open_existing(draft, os.O_WRONLY)
         except FileNotFoundError:
-            draft.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_folder()
         except StateDirError:  # nothing that we would write to
             draft.unlink(missing_ok=True)
         return create_private(draft, os.O_WRONLY)
+
+    def _make_folder(self) -> None:
+        for folder in (self.path.parent.parent, self.path.parent):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _bytes(self) -> bytes:
         handle = open_existing(self.path)
