@@ -26,7 +26,7 @@ from monitoring import GPUS, machine  # noqa: E402
 
 LIMIT = 0.005  # of one core, for each of them
 GIB = 2**30
-SETTLED_S = 8.0  # the loop has said why the job waits, and what was started has warmed up
+SETTLED_S = 16.0  # the loop has said why the job waits, and goes round less often
 
 
 def occupied(folder: Path) -> dict[str, str]:
