@@ -32,14 +32,6 @@ CONFIRM_S = 1.0
 BACKLOG_S = 5.0
 # What keeps a job waiting that other users should know of.
 _FOR_A_GPU = frozenset({WaitCode.GPU_BUSY, WaitCode.GPU_ALLOCATED, WaitCode.QUIET, WaitCode.MEMORY})
-# What keeps a job waiting until something happens that wakes every member.
-_UNTIL_A_CHANGE = frozenset(
-    {
-        *(WaitCode.HELD, WaitCode.DRAINED, WaitCode.DEPENDENCY, WaitCode.MAX_RUNNING),
-        WaitCode.PRIORITY,
-        *(WaitCode.GPU_BUSY, WaitCode.GPU_ALLOCATED, WaitCode.MEMORY),
-    }
-)
 
 
 class Outlook:
@@ -198,16 +190,6 @@ class Outlook:
         waiting = [start.job_id for start in decision.starts]
         waiting += [job for job, why in decision.reasons.items() if why.code in _FOR_A_GPU]
         return [self.open.jobs[job] for job in waiting if self.mine(job)]
-
-    def calm(self, decision: policy.Decision) -> bool:
-        """Whether nothing has to be looked after before the next change: no job of ours runs, and
-        whatever waits waits for one, not for a time."""
-        timed = any(kept.at_mono is not None for kept in decision.reservations)
-        if timed or decision.starts or any(map(self.responsible, self.open.active)):
-            return False
-        told = decision.reasons
-        waiting = len(self.open.jobs) - len(self.open.active)
-        return waiting <= len(told) and all(why.code in _UNTIL_A_CHANGE for why in told.values())
 
     def own(self, reasons: Mapping[int, WaitReason]) -> list[WaitReason]:
         """Why this member's own jobs wait."""

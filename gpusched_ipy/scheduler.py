@@ -43,8 +43,6 @@ _log = logging.getLogger(__name__)
 
 # Seconds between two looks at a queue in which nothing is open.
 REST_S = 30.0
-# The same where what waits can start only after a change that is heard of.
-CALM_S = 5.0
 # After a hand-off the rest of the round waits so long: the next job begins first.
 HURRY_S = 0.02
 MOST_IN_A_ROW = 8
@@ -129,7 +127,6 @@ class Scheduler:
         self._strangers: set[int] = set()  # watched processes on the GPUs that are no job of ours
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
-        self._calm = False  # nothing but a change that wakes us can start what waits
         self._unlisten = monitor.listen(lambda _snapshot: self.wake(), to_changes=True)
 
     # -- the loop
@@ -180,12 +177,6 @@ class Scheduler:
             with self._mutex:
                 self._outlook.read_now()  # the newest reading still shows him
 
-    def _rest_s(self) -> float:
-        if not self._open.jobs:
-            return REST_S
-        interval_s = self._settings.sample_interval_s
-        return max(CALM_S, interval_s) if self._calm else interval_s
-
     # -- one round
 
     def tick(self) -> None:
@@ -216,7 +207,6 @@ class Scheduler:
             if starts or reasons or never or orphans(self.store, self._open.depend_on_members):
                 claims = self._write(starts)
             self._watch(snapshot)
-            self._calm = self._turns.alone and not claims and self._outlook.calm(decision)
         for claim in claims:
             self._dispatch(claim)
         with self._mutex:

@@ -67,11 +67,6 @@ class Turns:
         self._text = ""
         self._waiting: dict[int, float] = {}
 
-    @property
-    def alone(self) -> bool:
-        """Whether no other user is heeded."""
-        return self._folder is None
-
     def announce(self, waiting: Iterable[Job]) -> None:
         """Leave a ticket for the first of the jobs that wait for a GPU, or none."""
         if self._folder is None:

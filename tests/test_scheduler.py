@@ -26,7 +26,7 @@ from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.outcome import End, Outcome
 from gpusched_ipy.output import create_log
 from gpusched_ipy.process import ExitWatch
-from gpusched_ipy.scheduler import CALM_S, MOST_IN_A_ROW, Claim, Scheduler
+from gpusched_ipy.scheduler import MOST_IN_A_ROW, Claim, Scheduler
 from gpusched_ipy.snapshot import Snapshot
 from gpusched_ipy.statedir import StateDir, open_state_dir
 from gpusched_ipy.store import Store
@@ -617,23 +617,3 @@ def test_the_end_of_a_process_is_told_once() -> None:
         child.wait()
         watch.close()
     assert watch.fds == ()
-
-
-def test_a_loop_whose_jobs_wait_for_a_stranger_rests_longer(
-    bench: Bench, fake: FakeScript, settings: Settings
-) -> None:
-    scheduler = bench.scheduler
-    fake.busy()
-    job = bench.submit()
-    wait_until(lambda: bench.started() == [] and "4242" in bench.why(job))
-    assert scheduler._rest_s() == CALM_S
-    timed = bench.submit(request=Request(begin_at=SystemClock().now().wall + 3600))
-    bench.scheduler.tick()
-    assert scheduler._rest_s() == settings.sample_interval_s, "a begin time wakes nobody"
-    bench.store.request_cancel(timed.id)
-    bench.scheduler.tick()
-    assert scheduler._rest_s() == CALM_S
-    fake.free()
-    wait_until(lambda: bench.started() == [job.id])
-    bench.scheduler.tick()
-    assert scheduler._rest_s() == settings.sample_interval_s, "its walltime and usage are watched"
