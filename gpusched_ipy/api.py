@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from gpusched_ipy import environment
 from gpusched_ipy.attribution import attribute
 from gpusched_ipy.bell import Bell
 from gpusched_ipy.config import LOCAL, Clock, Settings, SystemClock
+from gpusched_ipy.entries import Entry
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import (
     ACTIVE,
@@ -227,6 +228,16 @@ class Queue:
     def page(self, offset: int, limit: int) -> Sequence[Job]:
         """A part of the jobs not yet ended: who runs, who waits by priority, then who is held."""
         return self.store.page(offset, limit, self.settings.aging_s)
+
+    def folded_page(
+        self, offset: int, limit: int, unfolded: Collection[str] = ()
+    ) -> tuple[Sequence[Entry], int]:
+        """The same with one row for each sweep, and how many rows there are.
+
+        Args:
+            unfolded: the ids of sweeps whose open members have a row each, below that of the sweep.
+        """
+        return self.store.folded_page(offset, limit, self.settings.aging_s, unfolded)
 
     def counts(self) -> Mapping[str, int]:
         """How many jobs are ``running`` (or starting), ``waiting`` and ``held``."""

@@ -5,10 +5,12 @@ It reads; what follows from that, the store writes.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from gpusched_ipy.job import ArrayState, Job, JobState
+from gpusched_ipy.entries import Entry, fold
+from gpusched_ipy.job import ACTIVE, ArrayState, Job, JobState
 from gpusched_ipy.lookup import Lookup
 
 # So many members that failed one after the other, each so soon after its start (s), hold the rest.
@@ -45,9 +47,36 @@ class Arrays(Lookup):
             if (found := self._array_state(array_id)) is not None
         }
 
+    def folded_page(
+        self, offset: int, limit: int, aging_s: float, unfolded: Collection[str] = ()
+    ) -> tuple[list[Entry], int]:
+        """A part of the queue with one row for each sweep, and how many rows there are.
+
+        Args:
+            unfolded: the sweeps whose open members have a row each, below that of the sweep.
+        """
+        # Two narrow indexes are read, and of the jobs themselves those of the page.
+        sweeps = self._query("SELECT id, array_id FROM jobs WHERE array_id IS NOT NULL")
+        line, known = self.line(aging_s), dict(map(tuple, sweeps))
+        shown, total = fold(line, known, unfolded, offset, limit)
+        jobs = {job.id: job for job in self.those([place.job_id for place in shown])}
+        states = self.array_states(place.array_id for place in shown if place.array_id)
+        entries = [
+            Entry(
+                job=jobs[place.job_id],
+                ahead=place.ahead,
+                sweep=states.get(place.array_id or ""),
+                unfolded=place.array_id in unfolded,
+                member=place.member,
+            )
+            for place in shown
+            if place.job_id in jobs
+        ]
+        return entries, total
+
     def _array_state(self, array_id: str) -> ArrayState | None:
         rows = self._query(
-            "SELECT id, name, state, held, priority, reason, submitted_at, ended_at,"
+            "SELECT id, name, state, held, priority, reason, submitted_at, ended_at, gpus,"
             " json_extract(spec, '$.array.index') AS place"
             " FROM jobs WHERE array_id = ? ORDER BY id",
             (array_id,),
@@ -71,6 +100,14 @@ class Arrays(Lookup):
             states=states,
             held=sum(row["held"] for row in waiting),
             reason=next((row["reason"] for row in waiting if row["reason"]), None),
+            gpus=tuple(
+                dict.fromkeys(
+                    gpu
+                    for row in newest.values()
+                    if row["state"] in ACTIVE
+                    for gpu in json.loads(row["gpus"])
+                )
+            ),
         )
 
     def standing(self, job_key: str) -> Job | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from gpusched_ipy.config import Instant
-from gpusched_ipy.job import ACTIVE, ArrayState, ExpectedStart, Job, JobState
+from gpusched_ipy.entries import Entry
+from gpusched_ipy.job import ArrayState, ExpectedStart, Job, JobState
 from gpusched_ipy.text import UNKNOWN, clean, format_duration
-from gpusched_ipy.view import NAME_LIMIT, REASON_LIMIT, JobRow, job_rows
+from gpusched_ipy.view import NAME_LIMIT, REASON_LIMIT, JobRow, gpu_label, job_rows
 
 _PLURAL = {"has": "have", "is": "are", "waits": "wait"}
 _MANY = 3  # more jobs than this are told in one line
@@ -22,6 +23,23 @@ _ORDER = (
     JobState.LOST,
     JobState.CANCELLED,
 )
+
+
+def entry_rows(
+    entries: Iterable[Entry],
+    now: Instant,
+    *,
+    indices: Mapping[str, int | None] | None = None,
+    starts: Mapping[int, ExpectedStart] | None = None,
+) -> list[JobRow]:
+    """Rows of the queue as a table; see :func:`~gpusched_ipy.view.job_rows`."""
+    found: list[JobRow] = []
+    for entry in entries:
+        if entry.sweep is not None:
+            found.append(_row(entry.sweep, entry.job, now, indices or {}))
+        else:
+            found += job_rows([entry.job], now, indices=indices, starts=starts)
+    return found
 
 
 def folded_rows(
@@ -48,8 +66,10 @@ def folded_rows(
         groups.setdefault(array.id if array is not None and known else job.id, []).append(job)
     rows: list[JobRow] = []
     for key, members in groups.items():
-        alone = job_rows(members, now, indices=indices, starts=starts)
-        rows += [_row(arrays[key], members, alone, now)] if isinstance(key, str) else alone
+        if isinstance(key, str):
+            rows.append(_row(arrays[key], members[0], now, indices or {}))
+        else:
+            rows += job_rows(members, now, indices=indices, starts=starts)
     return rows
 
 
@@ -83,18 +103,15 @@ def told(what: str, ids: Sequence[int]) -> list[str]:
     return [f"job {number} {what}" for number in ids]
 
 
-def _row(
-    array: ArrayState, members: Sequence[Job], alone: Sequence[JobRow], now: Instant
-) -> JobRow:
-    active = [row.gpus for job, row in zip(members, alone, strict=True) if job.state in ACTIVE]
+def _row(array: ArrayState, member: Job, now: Instant, indices: Mapping[str, int | None]) -> JobRow:
     since = array.submitted_at if array.ended_at is None else array.ended_at
     return JobRow(
         id=array.reference,
         name=clean(f"{array.name} \u00d7{array.size}", NAME_LIMIT),
         state=counts(array),
         priority=str(array.priority),
-        gpus=", ".join(dict.fromkeys(active)) or UNKNOWN,
+        gpus=", ".join(gpu_label(uuid, indices) for uuid in array.gpus) or UNKNOWN,
         since=format_duration(now.wall - since),
         why=clean(array.reason or "", REASON_LIMIT),
-        owner=clean(members[0].spec.owner, NAME_LIMIT),
+        owner=clean(member.spec.owner, NAME_LIMIT),
     )

@@ -236,6 +236,7 @@ class ArrayState:
     states: Mapping[JobState, int] = field(default_factory=dict)
     held: int = 0  # of the pending ones
     reason: str | None = None  # why the first that waits does
+    gpus: tuple[str, ...] = ()  # that its members have now, by UUID
 
     @property
     def ended(self) -> bool:

@@ -19,6 +19,10 @@ from gpusched_ipy.rowsum import checksum
 OPEN_STATES = "('pending','starting','running')"
 LARGEST_ID = 2**63 - 1  # SQLite takes no larger number
 _PART = 2000  # rows of a long queue that are read at a time
+# The jobs not yet ended as people read them; ``?`` is the setting ``aging_s``.
+_IN_LINE = (
+    f"state IN {OPEN_STATES} ORDER BY state = 'pending', held, priority - submitted_at / ? DESC, id"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,11 +110,13 @@ class Lookup(Database):
         then who is held."""
         # Sorted in the narrow index; only the jobs of the page are read.
         rows = self._query(
-            f"SELECT id FROM jobs WHERE state IN {OPEN_STATES} ORDER BY state = 'pending', held,"
-            " priority - submitted_at / ? DESC, id LIMIT ? OFFSET ?",
-            (aging_s, limit, offset),
+            f"SELECT id FROM jobs WHERE {_IN_LINE} LIMIT ? OFFSET ?", (aging_s, limit, offset)
         )
         return self.those([row["id"] for row in rows])
+
+    def line(self, aging_s: float) -> list[int]:
+        """The ids of all jobs not yet ended, in the order of :meth:`page`."""
+        return [row[0] for row in self._query(f"SELECT id FROM jobs WHERE {_IN_LINE}", (aging_s,))]
 
     def those(self, ids: Sequence[int]) -> list[Job]:
         """The jobs of these ids, in that order; without those that cannot be read."""

@@ -14,14 +14,17 @@ from rich.table import Table
 from rich.text import Text
 
 from gpusched_ipy.config import Instant
-from gpusched_ipy.job import ExpectedStart, Job
+from gpusched_ipy.entries import Entry
+from gpusched_ipy.folding import entry_rows
+from gpusched_ipy.job import ExpectedStart
 from gpusched_ipy.snapshot import Gpu, Snapshot
 from gpusched_ipy.text import UNKNOWN, clean
-from gpusched_ipy.view import GpuRow, JobRow, gpu_rows, gpus_note, job_rows
+from gpusched_ipy.view import GpuRow, JobRow, gpu_rows, gpus_note
 
 WINDOW_S = 600.0  # what the history of a GPU spans
 KEYS = (
-    "↑↓ move · c cancel · h hold · r release · + - priority · t top · d drain · u resume · q quit"
+    "↑↓ move · f fold · c cancel · h hold · r release · + - priority · t top · d drain · u resume"
+    " · q quit"
 )
 _KEYS_ASCII = KEYS.replace("↑↓", "arrows").replace(" · ", ", ")
 _FRAME = 5  # title, the line about the GPUs, the queue's title, its heading, the keys
@@ -49,14 +52,14 @@ class Scene:
     names: Mapping[int, str] | None = None  # what our running jobs are called
     members: Mapping[str, str] | None = None
     explanation: str | None = None
-    jobs: Sequence[Job] = ()  # the rows of the queue that are shown, in order
+    entries: Sequence[Entry] = ()  # the rows of the queue that are shown, in order
     starts: Mapping[int, ExpectedStart] | None = None  # when jobs are expected to start
     offset: int = 0
     total: int = 0
     counts: Mapping[str, int] | None = None
     drained: str | None = None
     trouble: str | None = None  # why the queue cannot be read
-    selected: int | None = None  # the id of a job
+    selected: str | None = None  # the key of a row
     message: str = ""
     unicode: bool = True
 
@@ -78,7 +81,7 @@ def draw(scene: Scene) -> RenderableType:
     parts += _gpus(scene)
     parts.append(_line(scene, _note(scene), "yellow" if _ill(scene) else "dim"))
     parts.append(_line(scene, _queue_title(scene), "bold"))
-    rows = scene.jobs[: queue_lines(scene)]
+    rows = scene.entries[: queue_lines(scene)]
     parts.append(_queue(scene, rows) if rows else _line(scene, _empty(scene), "dim"))
     parts += [Text("")] * (queue_lines(scene) - len(rows))
     parts.append(_line(scene, scene.message or _chosen(scene), "yellow" if scene.message else ""))
@@ -215,10 +218,10 @@ def _chosen(scene: Scene) -> str:
     """Where the table has no room for reasons, that of the chosen job."""
     if scene.width >= _REASONS_FROM:
         return ""
-    chosen = [job for job in scene.jobs if job.id == scene.selected]
+    chosen = [entry for entry in scene.entries if entry.key == scene.selected]
     if not chosen:
         return ""
-    (row,) = job_rows(chosen, scene.now, starts=scene.starts)
+    (row,) = entry_rows(chosen, scene.now, starts=scene.starts)
     return f"#{row.id}: {row.why}"
 
 
@@ -236,7 +239,7 @@ _COLUMNS = (
 _RATIO = {"name": 2, "why": 5, "owner": 2}
 
 
-def _queue(scene: Scene, jobs: Sequence[Job]) -> Table:
+def _queue(scene: Scene, entries: Sequence[Entry]) -> Table:
     columns = [(key, head) for key, head, least in _COLUMNS if scene.width >= least]
     table = Table(box=None, pad_edge=False, expand=True, header_style="dim")
     table.add_column("", width=1, no_wrap=True)
@@ -249,9 +252,11 @@ def _queue(scene: Scene, jobs: Sequence[Job]) -> Table:
             justify="right" if key in ("id", "priority") else "left",
         )
     indices = {gpu.uuid: gpu.index for gpu in scene.gpus}
-    rows = job_rows(jobs, scene.now, indices=indices, starts=scene.starts)
-    for job, row in zip(jobs, rows, strict=True):
-        chosen = job.id == scene.selected
+    rows = entry_rows(entries, scene.now, indices=indices, starts=scene.starts)
+    for entry, row in zip(entries, rows, strict=True):
+        chosen = entry.key == scene.selected
+        if entry.member:
+            row = row._replace(name=f"  {row.name}")
         cells = [Text(getattr(row, key), style=_style(key, row)) for key, _ in columns]
         mark = ("▶" if scene.unicode else ">") if chosen else ""
         table.add_row(Text(mark), *cells, style="reverse" if chosen else "")

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from gpusched_ipy.api import Queue
 from gpusched_ipy.backends import Detail
+from gpusched_ipy.entries import Entry
 from gpusched_ipy.errors import GpuSchedError
-from gpusched_ipy.job import ACTIVE, ExpectedStart, Job
+from gpusched_ipy.job import ACTIVE, ExpectedStart
 from gpusched_ipy.look import Look
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.paced import PacedStarts
@@ -28,9 +29,9 @@ _WHOLE = frozenset({"drain", "resume"})  # of the queue, not of a job
 class _Rows:
     """The part of the queue that is on the screen."""
 
-    jobs: list[Job] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     offset: int = 0
-    total: int = 0
+    total: int = 0  # rows in all
     counts: Mapping[str, int] = field(default_factory=dict)
     starts: Mapping[int, ExpectedStart] = field(default_factory=dict)
     drained: str | None = None
@@ -62,14 +63,15 @@ class ScreenState:
         self._look = Look(queue, monitor)
         self._starts = PacedStarts(queue, monitor)
         self._rows = _Rows()
-        self._selected: int | None = None
+        self._selected: str | None = None  # the key of a row
+        self._unfolded: set[str] = set()  # sweeps whose members are shown
         self._gpus: tuple[Gpu, ...] = ()
         self._snapshot: Snapshot | None = None
         self._names: Mapping[int, str] = {}
         self._members: Mapping[str, str] = {}
         self._message = ""
         self._said_at = float("-inf")
-        self._armed: int | None = None  # the running job whose cancel must be confirmed
+        self._armed: str | None = None  # the row whose cancel must be confirmed
         self.quit = False
 
     # -- reading
@@ -96,15 +98,19 @@ class ScreenState:
     def _read_queue(self) -> None:
         rows, queue = self._rows, self._queue
         rows.counts = queue.counts()
-        rows.total = sum(rows.counts.values())
         rows.drained = queue.drained
+        rows.total = sum(rows.counts.values())  # as an upper bound, for the room that a pager needs
         fits = self.fits
-        rows.offset = max(0, min(rows.offset, rows.total - fits))
-        rows.jobs = list(queue.page(rows.offset, fits))
+        entries, rows.total = queue.folded_page(rows.offset, fits, self._unfolded)
+        last = max(0, rows.total - fits)
+        if rows.offset > last:
+            rows.offset = last
+            entries, rows.total = queue.folded_page(last, fits, self._unfolded)
+        rows.entries = list(entries)
         rows.starts = self._starts.renew() if rows.counts.get("waiting") else {}
-        ids = [job.id for job in rows.jobs]
-        if self._selected not in ids:
-            self._selected = ids[0] if ids else None
+        keys = [entry.key for entry in rows.entries]
+        if self._selected not in keys:
+            self._selected = keys[0] if keys else None
 
     @property
     def fits(self) -> int:
@@ -126,7 +132,7 @@ class ScreenState:
             names=self._names,
             members=self._members,
             explanation=self._monitor.explanation,
-            jobs=rows.jobs,
+            entries=rows.entries,
             starts=rows.starts,
             offset=rows.offset,
             total=rows.total,
@@ -153,40 +159,58 @@ class ScreenState:
             self._turn_to(0)
         elif key in ("end", "G"):
             self._turn_to(self._rows.total, last=True)
+        elif key == "f":
+            self._fold()
         elif key in _STEPS or key in _VERBS:
             self._steer(key, armed)
 
     def _move(self, step: int) -> None:
-        ids = [job.id for job in self._rows.jobs]
-        if self._selected not in ids:
+        keys = [entry.key for entry in self._rows.entries]
+        if self._selected not in keys:
             return
-        place = ids.index(self._selected) + step
-        if 0 <= place < len(ids):
-            self._selected = ids[place]
+        place = keys.index(self._selected) + step
+        if 0 <= place < len(keys):
+            self._selected = keys[place]
         else:
             self._turn_to(self._rows.offset + step, last=step > 0)
 
     def _turn_to(self, offset: int, *, last: bool = False) -> None:
-        """Show the jobs from ``offset`` on, and choose the first or last of them."""
+        """Show the rows from ``offset`` on, and choose the first or last of them."""
         self._rows.offset = max(0, offset)
         self.read()
-        if self._rows.jobs:
-            self._selected = self._rows.jobs[-1 if last else 0].id
+        if self._rows.entries:
+            self._selected = self._rows.entries[-1 if last else 0].key
 
-    def _steer(self, key: str, armed: int | None) -> None:
-        verb = _VERBS.get(key, "priority")
-        job = next((job for job in self._rows.jobs if job.id == self._selected), None)
+    @property
+    def _chosen(self) -> Entry | None:
+        return next((one for one in self._rows.entries if one.key == self._selected), None)
+
+    def _fold(self) -> None:
+        """Show the members of the chosen sweep, or no longer."""
+        chosen = self._chosen
+        array = None if chosen is None else chosen.job.spec.array
+        if chosen is None or array is None:
+            self._say("no sweep is chosen")
+            return
+        self._unfolded ^= {array.id}
+        if chosen.member:
+            self._selected = f"sweep {array.id}"
+        self.read()
+
+    def _steer(self, key: str, armed: str | None) -> None:
+        verb, chosen = _VERBS.get(key, "priority"), self._chosen
         if verb in _WHOLE:
             self._obey({"verb": verb})
-        elif job is None:
+        elif chosen is None:
             self._say("no job is chosen")
-        elif verb == "cancel" and job.state in ACTIVE and armed != job.id:
-            self._armed = job.id
-            self._say(f"Job {job.id} is {job.state}: press c once more to end it.")
-        elif verb == "priority":
-            self._obey({"verb": verb, "id": job.id, "value": job.priority + _STEPS[key]})
+        elif verb == "cancel" and (heavy := _heavy(chosen)) and armed != chosen.key:
+            self._armed = chosen.key
+            self._say(f"{heavy}: press c once more to end it.")
         else:
-            self._obey({"verb": verb, "id": job.id})
+            sweep = chosen.sweep
+            priority = chosen.job.priority if sweep is None else sweep.priority
+            asked = {"verb": verb, "id": chosen.job.id, "sweep": sweep is not None}
+            self._obey(asked | {"value": priority + _STEPS.get(key, 0)})
 
     def _obey(self, message: Mapping[str, object]) -> None:
         try:
@@ -198,3 +222,11 @@ class ScreenState:
     def _say(self, text: str) -> None:
         self._message = text
         self._said_at = self._queue.clock.now().mono
+
+
+def _heavy(chosen: Entry) -> str | None:
+    """What a cancel would end that one keystroke should not; None where it may."""
+    if chosen.sweep is not None:
+        return f"All jobs of the sweep {chosen.sweep.name} are meant"
+    job = chosen.job
+    return f"Job {job.id} is {job.state}" if job.state in ACTIVE else None

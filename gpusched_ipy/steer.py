@@ -15,11 +15,11 @@ from gpusched_ipy.job import PRIORITY_RANGE
 class Steered(Protocol):
     """The wishes that can be made of a queue."""
 
-    def cancel(self, *references: int) -> object: ...
-    def hold(self, *references: int) -> object: ...
-    def release(self, *references: int) -> object: ...
-    def set_priority(self, references: Iterable[int], priority: int) -> object: ...
-    def top(self, reference: int) -> object: ...
+    def cancel(self, *references: str | int) -> object: ...
+    def hold(self, *references: str | int) -> object: ...
+    def release(self, *references: str | int) -> object: ...
+    def set_priority(self, references: Iterable[str | int], priority: int) -> object: ...
+    def top(self, reference: str | int) -> object: ...
     def drain(self) -> object: ...
     def resume(self) -> object: ...
 
@@ -29,7 +29,8 @@ def obey(queue: Steered, message: Mapping[str, Any]) -> str:
 
     Args:
         queue: whose jobs.
-        message: ``verb``, and with most of them ``id`` (a job) and ``value`` (a priority).
+        message: ``verb``, and with most of them ``id`` (a job), ``sweep`` (all of the sweep that
+            this job is a member of is meant) and ``value`` (a priority).
 
     Raises:
         GpuSchedError: the queue refuses, or something unknown was asked for.
@@ -42,22 +43,24 @@ def obey(queue: Steered, message: Mapping[str, Any]) -> str:
         queue.resume()
         return "Resumed: pending jobs start again."
     job = number(message.get("id"), message)
+    whole = message.get("sweep") is True
+    meant, who = (f"array:{job}", f"The sweep of job {job}") if whole else (job, f"Job {job}")
     if verb == "priority":
         low, high = PRIORITY_RANGE
         priority = min(high, max(low, number(message.get("value"), message)))
-        queue.set_priority([job], priority)
-        return f"Job {job} has priority {priority} now."
-    verbs: dict[object, tuple[Callable[[int], object], str]] = {
-        "cancel": (queue.cancel, "Job {} is cancelled, or ends now if it runs."),
-        "hold": (queue.hold, "Job {} is held: it waits until it is released."),
-        "release": (queue.release, "Job {} is released."),
-        "top": (queue.top, "Job {} is the first in line."),
+        queue.set_priority([meant], priority)
+        return f"{who} has priority {priority} now."
+    verbs: dict[object, tuple[Callable[[str | int], object], str]] = {
+        "cancel": (queue.cancel, "is cancelled, or ends now if it runs."),
+        "hold": (queue.hold, "is held: it waits until it is released."),
+        "release": (queue.release, "is released."),
+        "top": (queue.top, "is the first in line."),
     }
     if verb not in verbs:
         raise _unknown(message)
     action, text = verbs[verb]
-    action(job)
-    return text.format(job)
+    action(meant)
+    return f"{who} {text}"
 
 
 def number(value: object, message: Mapping[str, Any]) -> int:

@@ -110,7 +110,7 @@ def _job_row(
         name=clean(titled(job), NAME_LIMIT),
         state=state,
         priority=str(job.priority),
-        gpus=", ".join(_gpu_label(uuid, indices) for uuid in shown) or UNKNOWN,
+        gpus=", ".join(gpu_label(uuid, indices) for uuid in shown) or UNKNOWN,
         since=format_duration(now.wall - _since(job)),
         why=_why(job, now, start),
         owner=clean(job.spec.owner, NAME_LIMIT),
@@ -131,7 +131,8 @@ def titled(job: Job) -> str:
     return f"{job.name} {label(job.spec.sweep)}".rstrip()
 
 
-def _gpu_label(uuid: str, indices: Mapping[str, int | None]) -> str:
+def gpu_label(uuid: str, indices: Mapping[str, int | None]) -> str:
+    """What people call a GPU: its index, where known."""
     index = indices.get(uuid)
     return clean(uuid, NAME_LIMIT) if index is None else str(index)
 

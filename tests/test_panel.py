@@ -18,6 +18,7 @@ from helpers import GIB, FakeScript, wait_until
 
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Instant, Settings
+from gpusched_ipy.entries import Entry
 from gpusched_ipy.errors import StoreError
 from gpusched_ipy.job import (
     ExpectedStart,
@@ -63,6 +64,10 @@ def job(number: int = 1, name: str = "train", **fields: Any) -> Job:
     return Job(id=number, spec=spec, **values | fields)
 
 
+def rows_of(*jobs: Job) -> tuple[Entry, ...]:
+    return tuple(Entry(job=one, ahead=ahead) for ahead, one in enumerate(jobs))
+
+
 def said(page: JobPage, *gpus: Gpu, now: float = NOW) -> dict[str, Any]:
     reading = snapshot(NOW, *gpus)
     return state_message(reading, gpus, page, source="fake", members={"k": "notebook b"}, now=now)
@@ -96,7 +101,7 @@ class TestMessages:
 
     def test_rows_carry_what_people_need_and_no_control_characters(self) -> None:
         why = WaitReason(code=WaitCode.GPU_BUSY, text="GPU 0: 97 % used\x1b[2J")
-        page = JobPage(jobs=(job(7, EVIL, reason=why, held=True, priority=3),), total=1)
+        page = JobPage(rows=rows_of(job(7, EVIL, reason=why, held=True, priority=3)), total=1)
         (row,) = said(page, gpu())["jobs"]
         assert row["name"] == "<script>alert(1)</script>\\x1b[31m"  # the page shows it as text
         assert row["reason"] == "GPU 0: 97 % used\\x1b[2J"
@@ -105,10 +110,10 @@ class TestMessages:
 
     def test_a_running_job_says_where_and_one_far_back_how_many_are_ahead(self) -> None:
         running = job(1, state=JobState.RUNNING, gpus=("GPU-0",), started_at=NOW - 5)
-        page = JobPage(jobs=(running, job(2), job(3)), offset=0, total=3, running=1, waiting=2)
+        page = JobPage(rows=rows_of(running, job(2), job(3)), total=3, running=1, waiting=2)
         rows = said(page, gpu())["jobs"]
         assert [row["reason"] for row in rows] == ["on GPU 0", None, "1 ahead of it in line"]
-        later = said(replace(page, jobs=(job(900),), offset=400, total=900), gpu())["jobs"]
+        later = said(replace(page, rows=(Entry(job=job(900), ahead=400),)), gpu())["jobs"]
         assert later[0]["reason"] == "399 ahead of it in line"
 
     def test_spans_are_those_of_the_window_on_shown_gpus(self) -> None:
@@ -171,11 +176,14 @@ class Page:
     def say(self, kind: str, view: str = "a") -> None:
         self.loop.receive({"t": kind, "v": view})
 
-    def click(self, verb: str, number: object = None, value: object = None) -> list[Any]:
+    def click(
+        self, verb: str, number: object = None, value: object = None, *, sweep: bool = False
+    ) -> list[Any]:
         """Press a button; the answer."""
         self.clicks += 1
         name = f"c{self.clicks}"
         asked = {"t": "do", "v": "a", "c": name, "verb": verb, "id": number, "value": value}
+        asked["sweep"] = sweep
         self.loop.receive(asked)
         return wait_until(lambda: self.answers().get(name), what=f"{verb} answered")
 
@@ -327,6 +335,34 @@ class TestLoop:
         page.click("page", None, 5000)
         assert len(page.wait_state(offset=400)["jobs"]) == 50
 
+    def test_a_sweep_is_one_row_that_unfolds_and_obeys_as_a_whole(self, page: Page) -> None:
+        before = submit(page.queue, "before")
+        sweep = {"lr": [0.1, 0.2, 0.3]}
+        grid = page.queue.submit_all(["true"], name="grid", sweep=sweep, hold=True).jobs
+        after = submit(page.queue, "after")
+        page.say("hello")
+        rows = page.wait_state(total=3)["jobs"]
+        assert [row["name"] for row in rows] == ["before", "after", "grid \u00d73"]
+        ids = [job.id for job in grid]
+        row = rows[-1]
+        assert (row["label"], row["id"], row["held"]) == (f"#{ids[0]}-{ids[-1]}", ids[0], True)
+        assert row["reason"].startswith("3 pending (3 held)")
+        assert page.click("priority", ids[0], 7, sweep=True)[2].startswith("The sweep of job")
+        assert {page.queue.show(number).priority for number in ids} == {7}
+        assert page.queue.show(after.id).priority == 0
+        page.click("fold", ids[0], sweep=True)
+        rows = page.wait_state(total=6)["jobs"]
+        assert [row["id"] for row in rows] == [before.id, after.id, ids[0], *ids]
+        assert [row.get("member", False) for row in rows] == [*[False] * 3, *[True] * 3]
+        assert len({row.get("key", row["id"]) for row in rows}) == 6
+        page.click("cancel", ids[1])
+        assert [page.queue.show(number).state for number in ids].count(JobState.CANCELLED) == 1
+        page.click("fold", ids[0], sweep=True)
+        assert "1 cancelled" in page.wait_state(total=3)["jobs"][-1]["reason"]
+        page.click("cancel", ids[0], sweep=True)
+        assert {page.queue.show(number).state for number in ids} == {JobState.CANCELLED}
+        page.wait_state(total=2)
+
     def test_expected_starts_are_said_of_jobs_that_wait(self, page: Page, fake: FakeScript) -> None:
         one = submit(page.queue, "one").id
         held = submit(page.queue, "held", hold=True).id
@@ -445,7 +481,7 @@ def _not_found(queue: Queue) -> Exception:
 
 
 class TestStill:
-    PAGE = JobPage(jobs=(job(7, EVIL),), total=1, waiting=1)
+    PAGE = JobPage(rows=rows_of(job(7, EVIL)), total=1, waiting=1)
     AT = Instant(mono=5000.0, wall=NOW)
 
     def test_text_for_a_terminal(self) -> None:

@@ -23,6 +23,7 @@ from tmux import PATIENCE_S, terminal
 
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Instant, Settings
+from gpusched_ipy.entries import Entry
 from gpusched_ipy.job import Job, JobKind, JobSpec, JobState, WaitCode, WaitReason
 from gpusched_ipy.keyboard import Keyboard
 from gpusched_ipy.monitor import Monitor
@@ -171,10 +172,10 @@ def scene(width: int, height: int, gpus: int, jobs: int, **changes: Any) -> Scen
         history=(reading,),
         counts={"running": 0, "waiting": jobs, "held": 0},
         total=jobs,
-        selected=1,
+        selected="1",
     )
     listed = [job(number + 1, EVIL) for number in range(min(jobs, queue_lines(shown)))]
-    return replace(shown, jobs=listed, **changes)
+    return replace(shown, entries=[Entry(job=one) for one in listed], **changes)
 
 
 def reading_of(shown: Scene) -> Snapshot:
@@ -234,7 +235,8 @@ def test_a_running_job_is_cancelled_by_the_second_key_only(
     running = submit(queue, "running")
     asked: list[int] = []
     monkeypatch.setattr(queue, "cancel", asked.append)
-    monkeypatch.setattr(queue, "page", lambda *_: [replace(running, state=JobState.RUNNING)])
+    runs = Entry(job=replace(running, state=JobState.RUNNING))
+    monkeypatch.setattr(queue, "folded_page", lambda *_: ([runs], 1))
     state = ScreenState(queue, Monitor(queue.settings), lambda: (100, 30))
     state.read()
     state.press("c")
@@ -261,18 +263,45 @@ def test_long_queues_are_turned_over_by_the_page(queue: Queue) -> None:
         jobs = [submit(queue, f"job {number}") for number in range(60)]
     state = ScreenState(queue, Monitor(queue.settings), lambda: (100, 20))
     state.read()
-    seen = [item.id for item in state.scene().jobs]
+    seen = [entry.job.id for entry in state.scene().entries]
     assert seen == [item.id for item in jobs[: state.fits]]
     state.press("page down")
-    assert state.scene().jobs[0].id == jobs[state.fits].id
+    assert state.scene().entries[0].job.id == jobs[state.fits].id
     state.press("up")  # from the first line to the page before
-    assert state.scene().selected == jobs[state.fits - 1].id
+    assert state.scene().selected == str(jobs[state.fits - 1].id)
     state.press("G")
-    assert (state.scene().selected, state.scene().offset) == (jobs[-1].id, 60 - state.fits)
+    last = str(jobs[-1].id)
+    assert (state.scene().selected, state.scene().offset) == (last, 60 - state.fits)
     state.press("down")
-    assert state.scene().selected == jobs[-1].id
+    assert state.scene().selected == last
     state.press("g")
-    assert state.scene().selected == jobs[0].id
+    assert state.scene().selected == str(jobs[0].id)
+
+
+def test_a_sweep_is_one_row_that_unfolds_and_obeys_as_a_whole(queue: Queue) -> None:
+    grid = queue.submit_all(["true"], name="grid", sweep={"lr": [0.1, 0.2]}, hold=True).jobs
+    state = ScreenState(queue, Monitor(queue.settings), lambda: (120, 30))
+    state.read()
+    (row,) = state.scene().entries
+    assert row.sweep is not None
+    assert row.key == f"sweep {row.sweep.id}"
+    assert any("grid \u00d72" in line for line in drawn(state.scene()))
+    state.press("+")
+    assert {queue.show(job.id).priority for job in grid} == {1}
+    state.press("f")
+    assert [entry.job.id for entry in state.scene().entries] == [grid[0].id, *(j.id for j in grid)]
+    assert any("  grid lr=0.2" in line for line in drawn(state.scene()))
+    state.press("down")
+    state.press("-")
+    assert [queue.show(job.id).priority for job in grid] == [0, 1]
+    state.press("f")  # a member folds its sweep
+    assert [entry.sweep is not None for entry in state.scene().entries] == [True]
+    state.press("c")
+    assert queue.show(grid[0].id).state is JobState.PENDING
+    state.press("c")
+    assert {queue.show(job.id).state for job in grid} == {JobState.CANCELLED}
+    state.press("f")
+    assert "no sweep is chosen" in state.scene().message
 
 
 def test_keys_that_come_in_pieces() -> None:

@@ -14,7 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpusched_ipy.job import ACTIVE, FINAL, Job, JobState
+from gpusched_ipy.entries import Entry
+from gpusched_ipy.folding import counts
+from gpusched_ipy.job import ACTIVE, FINAL, ArrayState, Job, JobState
 from gpusched_ipy.snapshot import Gpu, Health, Snapshot
 from gpusched_ipy.text import clean
 from gpusched_ipy.view import process_line, titled
@@ -40,9 +42,9 @@ _UNWELL = {
 class JobPage:
     """The part of the queue that is shown, and what the whole holds."""
 
-    jobs: tuple[Job, ...] = ()  # in the order in which they are shown
+    rows: tuple[Entry, ...] = ()  # in the order in which they are shown
     offset: int = 0
-    total: int = 0
+    total: int = 0  # rows in all
     running: int = 0
     waiting: int = 0
     held: int = 0
@@ -81,7 +83,7 @@ def state_message(
         "absent": absent,
         "problem": problem_of(snapshot),
         "gpus": [_gpu_entry(gpu, page, members) for gpu in gpus],
-        "jobs": _entries(page, names),
+        "jobs": [row_entry(row, page, names) for row in page.rows],
         "spans": _spans(page.spans, places, now),
         "offset": page.offset,
         "limit": PAGE,
@@ -97,22 +99,48 @@ def problem_of(snapshot: Snapshot | None) -> str | None:
     return clean(snapshot.problem, PROBLEM_LIMIT) if snapshot and snapshot.problem else None
 
 
-def _entries(page: JobPage, names: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The rows; reasons are recorded for the first in line only, others are told their place."""
-    entries = [job_entry(job, names, page.starts.get(job.id)) for job in page.jobs]
-    for place, entry in enumerate(entries, page.offset - page.running):
-        if entry["state"] == "pending" and entry["reason"] is None and place > 0:
-            entry["reason"] = f"{place} ahead of it in line"
-    return entries
-
-
-def job_entry(job: Job, names: Mapping[str, str], expected: str | None = None) -> dict[str, Any]:
+def row_entry(row: Entry, page: JobPage, names: Mapping[str, str]) -> dict[str, Any]:
     """One row of the queue.
 
     Args:
         names: how people call the GPUs.
-        expected: when it is expected to start.
     """
+    entry = _job_entry(row.job, names, page.starts.get(row.job.id))
+    ahead = row.ahead - page.running
+    if row.job.state is JobState.PENDING and entry["reason"] is None and ahead > 0:
+        # Reasons are recorded for the first in line only; others are told their place.
+        entry["reason"] = f"{ahead} ahead of it in line"
+    if row.sweep is not None:
+        entry |= _sweep_entry(row, row.sweep, entry, names)
+    return entry | ({"member": True} if row.member else {})
+
+
+def _sweep_entry(
+    row: Entry, sweep: ArrayState, first: Mapping[str, Any], names: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a row says that stands for a whole sweep, where ``first`` is its first job's."""
+    waiting = sweep.states.get(JobState.PENDING, 0)
+    running = any(sweep.states.get(state) for state in ACTIVE)
+    where = "on " + ", ".join(names.get(gpu, gpu) for gpu in sweep.gpus) if sweep.gpus else None
+    why = clean(sweep.reason, REASON_LIMIT) if sweep.reason else None
+    told = (counts(sweep), where or first["reason"], why if where else None)
+    return {
+        "sweep": True,
+        "key": row.key,
+        "label": f"#{sweep.reference}" if sweep.reference[0].isdigit() else f"#{row.job.id} …",
+        "name": clean(f"{sweep.name} \u00d7{sweep.size}", NAME_LIMIT),
+        "state": "running" if running else "pending",
+        "held": bool(waiting) and sweep.held == waiting,
+        "waits": waiting > 0,
+        "cancel": False,
+        "priority": sweep.priority,
+        "reason": " · ".join(part for part in told if part),
+        "since": sweep.submitted_at,
+        "unfolded": row.unfolded,
+    }
+
+
+def _job_entry(job: Job, names: Mapping[str, str], expected: str | None) -> dict[str, Any]:
     since = job.started_at if job.state is JobState.RUNNING else job.submitted_at
     return {
         "id": job.id,

@@ -113,6 +113,7 @@ class PanelLoop:
         self._shown = _Shown()
         self._changed = True
         self._offset = 0
+        self._unfolded: set[str] = set()  # sweeps whose members are shown
         self._due = 0.0  # when the next tick is to be sent, monotonic, s
         self._seq = 0
         self._heard_while_busy = False  # the front end's messages pass a running cell
@@ -349,11 +350,12 @@ class PanelLoop:
 
     def _load_page(self, wall: float) -> JobPage:
         counts = self._queue.counts()
-        total = sum(counts.values())
-        if self._offset >= total:
+        rows, total = self._queue.folded_page(self._offset, PAGE, self._unfolded)
+        if self._offset >= max(1, total):
             self._offset = max(0, (total - 1) // PAGE * PAGE)
+            rows, total = self._queue.folded_page(self._offset, PAGE, self._unfolded)
         return JobPage(
-            jobs=tuple(self._queue.page(self._offset, PAGE)),
+            rows=tuple(rows),
             offset=self._offset,
             total=total,
             starts=self._expected(counts["waiting"]),
@@ -391,10 +393,20 @@ class PanelLoop:
         self._beat()
 
     def _obey(self, message: Mapping[str, Any]) -> str:
-        if message.get("verb") != "page":
+        verb = message.get("verb")
+        if verb == "page":
+            self._offset = max(0, number(message.get("value"), message))
+        elif verb == "fold":
+            self._fold(number(message.get("id"), message))
+        else:
             return obey(self._queue, message)
-        self._offset = max(0, number(message.get("value"), message))
         return ""
+
+    def _fold(self, first: int) -> None:
+        """Show the members of the sweep in the row of that job, or no longer."""
+        for row in self._shown.page.rows:
+            if row.sweep is not None and row.job.id == first:
+                self._unfolded ^= {row.sweep.id}
 
     def _mono(self) -> float:
         return self._clock.now().mono

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from gpusched_ipy.backends import Detail
+from gpusched_ipy.entries import Entry
 from gpusched_ipy.job import Job
 from gpusched_ipy.snapshot import Snapshot
 from gpusched_ipy.steer import Steered
@@ -26,8 +27,11 @@ class Readings(Protocol):
 class PanelQueue(Steered, Protocol):
     """What the panel needs of the queue."""
 
-    def page(self, offset: int, limit: int) -> Sequence[Job]:
-        """Jobs not yet ended in the order of the queue: who runs, who waits, who is held."""
+    def folded_page(
+        self, offset: int, limit: int, unfolded: Collection[str] = ()
+    ) -> tuple[Sequence[Entry], int]:
+        """Rows of the jobs not yet ended in the order of the queue (who runs, who waits, who is
+        held), one for each sweep that is not unfolded; and how many rows there are."""
         ...
 
     def counts(self) -> Mapping[str, int]:

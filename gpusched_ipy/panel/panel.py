@@ -128,9 +128,10 @@ class GpuPanel:
         now = self._clock.now().wall
         try:
             counts = self._queue.counts()
+            rows, total = self._queue.folded_page(0, PAGE)
             return JobPage(
-                jobs=tuple(self._queue.page(0, PAGE)),
-                total=sum(counts.values()),
+                rows=tuple(rows),
+                total=total,
                 running=counts["running"],
                 waiting=counts["waiting"],
                 held=counts["held"],

@@ -11,11 +11,12 @@ from datetime import datetime
 from itertools import pairwise
 
 from gpusched_ipy.config import Instant
+from gpusched_ipy.folding import entry_rows
 from gpusched_ipy.job import Job
 from gpusched_ipy.panel.feed import WINDOW_S, JobPage, in_window, thin
 from gpusched_ipy.snapshot import Gpu, Snapshot
 from gpusched_ipy.text import clean, escape
-from gpusched_ipy.view import JOB_COLUMNS, GpuRow, gpu_rows, html_table, job_rows
+from gpusched_ipy.view import JOB_COLUMNS, GpuRow, gpu_rows, html_table
 
 _WIDTH, _HEIGHT, _LANE = 560, 84, 14
 _LEFT = 34  # of the picture, for the scale
@@ -34,7 +35,7 @@ def still_text(snapshot: Snapshot | None, page: JobPage, now: Instant) -> str:
     lines.append(f"Queue: {_counts(page)}")
     lines += [
         f"  #{job.id} {job.name} · {job.state} · priority {job.priority} · {job.why}"
-        for job in job_rows(page.jobs[:_TEXT_ROWS], now, indices=_indices(snapshot))
+        for job in entry_rows(page.rows[:_TEXT_ROWS], now, indices=_indices(snapshot))
     ]
     if page.total > _TEXT_ROWS:
         lines.append(f"  and {page.total - _TEXT_ROWS} more")
@@ -157,9 +158,9 @@ def _span(job: Job, lane: int, now: float) -> str:
 
 
 def _queue_table(page: JobPage, snapshot: Snapshot | None, now: Instant) -> str:
-    more = page.total - min(len(page.jobs), _HTML_ROWS)
+    more = page.total - min(len(page.rows), _HTML_ROWS)
     told = _counts(page) + (f" · {more} more are not shown" if more > 0 else "")
-    rows = job_rows(page.jobs[:_HTML_ROWS], now, indices=_indices(snapshot))
+    rows = entry_rows(page.rows[:_HTML_ROWS], now, indices=_indices(snapshot))
     table = html_table(JOB_COLUMNS, rows, numeric=("id", "priority")) if rows else ""
     return f"<p><b>Queue</b>: {escape(told)}</p>{table}"
 

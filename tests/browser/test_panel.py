@@ -226,6 +226,33 @@ def test_its_buttons_steer_the_queue(desk: Desk, shoot: Callable[[Any, str], Pat
     assert desk.lab.errors == []
 
 
+def test_a_sweep_is_one_row_that_unfolds(desk: Desk, shoot: Callable[[Any, str], Path]) -> None:
+    sweep = {"lr": [0.1, 0.01], "seed": [1, 2]}
+    grid = desk.queue.submit_all(["true"], name="grid", sweep=sweep, hold=True).jobs
+    rows = desk.panel.locator("tr.gsq-row")
+    whole = desk.panel.locator("tr.gsq-row", has_text="grid \u00d74")
+    whole.get_by_text("4 pending (4 held)").wait_for()
+    assert rows.count() == 1
+    whole.locator("button[data-verb=up]").click()
+    wait_until(lambda: {desk.queue.show(job.id).priority for job in grid} == {1}, LONG_S, "raised")
+    whole.locator("button.gsq-fold").click()
+    desk.panel.locator("tr.gsq-member", has_text="grid lr=0.01 seed=2").wait_for()
+    assert rows.count() == 5
+    assert whole.locator("button.gsq-fold").get_attribute("aria-expanded") == "true"
+    shoot(desk.lab.page, "panel-sweep")
+    member = desk.panel.locator("tr.gsq-member", has_text=f"#{grid[1].id}")
+    member.locator("button[data-verb=cancel]").click()
+    whole.get_by_text("1 cancelled").wait_for()
+    # One click does not end many jobs.
+    whole.locator("button[data-verb=cancel]").click()
+    desk.panel.get_by_text("again to end all its jobs").wait_for()
+    assert desk.queue.show(grid[0].id).state is JobState.PENDING
+    whole.locator("button[data-verb=cancel]").click()
+    desk.panel.get_by_text("Nothing is queued").wait_for()
+    assert {desk.queue.show(job.id).state for job in grid} == {JobState.CANCELLED}
+    assert desk.lab.errors == []
+
+
 def test_a_reload_keeps_it_alive_and_a_restart_shows(
     desk: Desk, shoot: Callable[[Any, str], Path]
 ) -> None:

@@ -43,7 +43,7 @@ class Panel {
     this.banner = h("p", { class: "gsq-banner", hidden: "" });
     this.grid = h("div", { class: "gsq-grid" });
     this.note = h("p", { class: "gsq-say", role: "status", "aria-live": "polite" });
-    this.queue = new QueueTable((verb, id, value) => this.act(verb, id, value), (text) => this.say(text));
+    this.queue = new QueueTable((verb, job, value) => this.act(verb, job, value), (text) => this.say(text));
     // The notebook's own shortcuts (d d, arrows, Enter) must not fire from inside the panel.
     this.node = h("div", { class: "gsq", role: "region", "aria-label": "GPU panel",
       "data-lm-suppress-shortcuts": "true" },
@@ -58,10 +58,10 @@ class Panel {
 
   send(message) { this.model.send({ ...message, v: this.view }); }
 
-  act(verb, id, value) {
+  act(verb, job, value) {
     this.clicks += 1;
     const click = `${this.view}-${this.clicks}`;
-    this.send({ t: "do", c: click, verb, id, value });
+    this.send({ t: "do", c: click, verb, id: job ? job.id : null, sweep: Boolean(job && job.sweep), value });
     return click;
   }
 
@@ -257,7 +257,7 @@ class Panel {
     this.banner.hidden = !text;
     this.banner.dataset.kind = kind;
     if (click) {
-      const what = click.id === null ? click.verb : `${click.verb} of job ${click.id}`;
+      const what = click.key === null ? click.verb : `${click.verb} of ${/^\d/.test(click.key) ? `job ${click.key}` : "a sweep"}`;
       this.say(`The click (${what}) waits: the kernel is busy and takes it when the running cell ends.`);
     }
     this.queue.setDeaf(kind === "stale" && word !== "old reading");

@@ -36,6 +36,8 @@ const ICONS = {
   warn: "M8 2.5L14.2 13.5H1.8zM8 6.5v3.3M8 11.6v.2",
   previous: "M10 3.5L5.5 8l4.5 4.5",
   next: "M6 3.5L10.5 8 6 12.5",
+  folded: "M6 3.5L10.5 8 6 12.5",
+  unfolded: "M3.5 6L8 10.5 12.5 6",
 };
 const FILLED = new Set(["live", "running", "release"]);
 

@@ -2,6 +2,9 @@
 
 const LIVE = new Set(["pending", "starting", "running"]);
 
+// What tells a row from all others: the number of its job, or its sweep.
+const keyOf = (job) => job.key ?? String(job.id);
+
 function stateOf(job) {
   if (job.cancel && LIVE.has(job.state)) return ["cancelled", "cancelling"];
   if (job.state === "pending") return job.held ? ["held", "held"] : ["pending", "waiting"];
@@ -9,16 +12,16 @@ function stateOf(job) {
 }
 
 function verbsOf(job) {
-  const waiting = job.state === "pending" && !job.cancel;
+  const waiting = (job.sweep ? job.waits : job.state === "pending") && !job.cancel;
   const live = LIVE.has(job.state) && !job.cancel;
   return { up: waiting, down: waiting, hold: waiting && !job.held, release: waiting && job.held,
     cancel: live };
 }
 
 class Row {
-  constructor(table, id) {
+  constructor(table, key) {
     this.table = table;
-    this.id = id;
+    this.key = key;
     this.cells = {};
     this.buttons = {};
     this.node = h("tr", { class: "gsq-row", role: "row" });
@@ -29,6 +32,10 @@ class Row {
       this.cells[key] = cell;
       this.node.append(cell);
     }
+    this.fold = h("button", { type: "button", tabindex: "-1", class: "gsq-button gsq-fold", hidden: "",
+      onclick: (e) => { if (!e.detail || this.table.aimed()) this.table.press(this.job, "fold"); } });
+    this.number = h("span");
+    this.cells.id.append(this.fold, this.number);
     this.reason = h("div", { class: "gsq-clamp" }); // two lines, then an ellipsis
     this.cells.reason.append(this.reason);
     const group = h("td", { role: "cell", class: "gsq-c-do" });
@@ -49,9 +56,18 @@ class Row {
         h("span", { class: `gsq-state gsq-is-${sign}` }, icon(sign), h("span", { text: word })));
       this.sign = sign + word;
     }
-    setText(this.cells.id, `#${job.id}`);
+    setText(this.number, job.label || `#${job.id}`);
+    this.fold.hidden = !job.sweep;
+    this.node.classList.toggle("gsq-member", Boolean(job.member));
+    if (job.sweep && this.unfolded !== job.unfolded) {
+      this.unfolded = job.unfolded;
+      this.fold.replaceChildren(icon(job.unfolded ? "unfolded" : "folded"));
+      this.fold.setAttribute("aria-expanded", String(job.unfolded));
+      this.fold.title = job.unfolded ? "hide the jobs of the sweep" : "show the jobs of the sweep";
+      this.fold.setAttribute("aria-label", this.fold.title);
+    }
     setText(this.cells.name, job.name);
-    this.cells.name.title = `${job.name} (${job.kind})`;
+    this.cells.name.title = `${job.name} (${job.sweep ? "sweep" : job.kind})`;
     setText(this.cells.priority, String(job.priority));
     this.cells.priority.title = "priority: higher runs first";
     setText(this.cells.owner, job.owner.replace(/^notebook /, ""));
@@ -65,28 +81,32 @@ class Row {
   showButtons() {
     const allowed = verbsOf(this.job);
     const names = { up: "raise the priority of", down: "lower the priority of", hold: "hold",
-      release: "release", cancel: this.armed ? "press again to cancel the running" : "cancel" };
+      release: "release", cancel: this.armed ? "press again to cancel" : "cancel" };
     for (const [verb, button] of Object.entries(this.buttons)) {
-      const busy = this.table.isWaiting(this.id, verb);
+      const busy = this.table.isWaiting(this.key, verb);
       const other = verb === "hold" ? "release" : verb === "release" ? "hold" : null;
       button.hidden = other !== null && !allowed[verb] && (allowed[other] || verb === "release");
       const off = !allowed[verb] || busy || this.table.deaf;
       button.setAttribute("aria-disabled", String(off));
       button.classList.toggle("gsq-busy", busy);
       button.setAttribute("aria-busy", String(busy));
-      const label = `${names[verb]} job ${this.id} ${this.job.name}`;
+      const label = `${names[verb]} ${this.who()} ${this.job.name}`;
       button.setAttribute("aria-label", label);
       button.title = `${label}${busy ? " (waits for the kernel)" : ""}`;
     }
     this.buttons.cancel.classList.toggle("gsq-armed", Boolean(this.armed));
   }
 
+  who() { return this.job.sweep ? "the sweep" : `job ${this.job.id}`; }
+
   press(verb, pointed) {
     if (pointed && !this.table.aimed()) return;
     if (this.buttons[verb].getAttribute("aria-disabled") === "true") return;
-    if (verb === "cancel" && this.job.state !== "pending" && !this.armed) {
+    const heavy = this.job.state !== "pending" || this.job.sweep;
+    if (verb === "cancel" && heavy && !this.armed) {
       this.armed = setTimeout(() => { this.armed = null; this.showButtons(); }, 4000);
-      this.table.say(`Job ${this.id} is ${this.job.state}: press its cancel button again to end it.`);
+      this.table.say(this.job.sweep ? "Press the cancel button of the sweep again to end all its jobs."
+        : `Job ${this.job.id} is ${this.job.state}: press its cancel button again to end it.`);
       this.showButtons();
       return;
     }
@@ -103,11 +123,11 @@ class Row {
 
 class QueueTable {
   constructor(act, say) {
-    this.act = act; // (verb, job id or null, value) -> the click's number
+    this.act = act; // (verb, job or null, value) -> the click's number
     this.say = say;
     this.rows = new Map();
-    this.waiting = new Map(); // click -> {id, verb, at}
-    this.priorities = new Map(); // job -> the priority asked for and not yet shown
+    this.waiting = new Map(); // click -> {key, verb, at}
+    this.priorities = new Map(); // row -> the priority asked for and not yet shown
     this.deaf = false;
     this.offset = 0;
     const heads = [["id", "Job"], ["name", "Name"], ["state", "State"], ["priority", "Priority"],
@@ -157,22 +177,22 @@ class QueueTable {
     return false;
   }
 
-  isWaiting(id, verb) {
-    for (const click of this.waiting.values()) if (click.id === id && click.verb === verb) return true;
+  isWaiting(key, verb) {
+    for (const click of this.waiting.values()) if (click.key === key && click.verb === verb) return true;
     return false;
   }
 
   press(job, verb) {
-    const step = { up: 1, down: -1 }[verb];
+    const step = { up: 1, down: -1 }[verb], key = keyOf(job);
     if (step === undefined) {
-      this.remember(this.act(verb, job.id, null), job.id, verb);
+      this.remember(this.act(verb, job, null), key, verb);
     } else {
-      const from = this.priorities.get(job.id) ?? job.priority;
+      const from = this.priorities.get(key) ?? job.priority;
       const to = Math.min(1000, Math.max(-1000, from + step));
-      this.priorities.set(job.id, to);
-      this.remember(this.act("priority", job.id, to), job.id, verb);
+      this.priorities.set(key, to);
+      this.remember(this.act("priority", job, to), key, verb);
     }
-    this.rows.get(job.id)?.showButtons();
+    this.rows.get(key)?.showButtons();
   }
 
   pressDrain() {
@@ -182,16 +202,16 @@ class QueueTable {
     this.showDrain();
   }
 
-  remember(click, id, verb) { this.waiting.set(click, { id, verb, at: performance.now() }); }
+  remember(click, key, verb) { this.waiting.set(click, { key, verb, at: performance.now() }); }
 
   answered(click) {
     const asked = this.waiting.get(click);
     if (!asked) return false;
     this.waiting.delete(click);
-    if (asked.id === null) this.showDrain();
+    if (asked.key === null) this.showDrain();
     else {
-      this.priorities.delete(asked.id);
-      this.rows.get(asked.id)?.showButtons();
+      this.priorities.delete(asked.key);
+      this.rows.get(asked.key)?.showButtons();
     }
     return true;
   }
@@ -216,9 +236,10 @@ class QueueTable {
     const focused = this.body.contains(document.activeElement) ? document.activeElement : null;
     const seen = new Set();
     state.jobs.forEach((job, place) => {
-      seen.add(job.id);
-      let row = this.rows.get(job.id);
-      if (!row) this.rows.set(job.id, (row = new Row(this, job.id)));
+      const key = keyOf(job);
+      seen.add(key);
+      let row = this.rows.get(key);
+      if (!row) this.rows.set(key, (row = new Row(this, key)));
       row.update(job);
       row.tick(now);
       if (this.body.children[place] !== row.node) {
@@ -226,11 +247,11 @@ class QueueTable {
         this.moved();
       }
     });
-    for (const [id, row] of this.rows) {
-      if (seen.has(id)) continue;
+    for (const [key, row] of this.rows) {
+      if (seen.has(key)) continue;
       row.node.remove();
       this.moved();
-      this.rows.delete(id);
+      this.rows.delete(key);
     }
     // Moving a row in the document takes its focus away: give it back.
     if (focused && focused.isConnected && document.activeElement !== focused) focused.focus();
