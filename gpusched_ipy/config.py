@@ -176,6 +176,18 @@ def _share_or_bytes(text: object) -> float | int:
     return _ratio(text) if str(text).strip().endswith("%") else parse_bytes(text)
 
 
+def _optional_span(high_s: float) -> Callable[[object], float]:
+    """Seconds of a span up to a limit; 0 says no."""
+
+    def parse(text: object) -> float:
+        seconds = 0.0 if str(text).strip() == "0" else parse_seconds(text)
+        if seconds > high_s:
+            raise UserError(f"{text!s} is more than the {high_s:g} s that are allowed")
+        return seconds
+
+    return parse
+
+
 def _optional_text(text: object) -> str | None:
     return str(text) if text not in (None, "") else None
 
@@ -248,6 +260,11 @@ class Settings:
     )
     slurm_options: tuple[str, ...] = _setting(
         "", _argv, "options of sbatch for every job there: --partition=gpu --account=lab"
+    )
+    slurm_keep: float = _setting(
+        0,
+        _optional_span(3600),
+        "how long what a job has had at Slurm is kept idle, like 10m; 0: not",
     )
     ray_address: str | None = _setting(
         None, _optional_text, "the dashboard of the Ray head, like http://head:8265"

@@ -64,7 +64,7 @@ class Desks:
         self._spawn("", self._run)
 
     def stop(self) -> None:
-        """End the threads; what engines have goes on."""
+        """End the threads; what runs at engines goes on, what is kept idle there is given back."""
         self._stop.set()
         self._ring()
         if self._bell is not None:
@@ -150,6 +150,7 @@ class Desks:
             except Exception:  # noqa: BLE001 - a thread that has ended would hold up every job; logged
                 _log.exception("a round of %s failed", name)
             self._rest(name, pause_s)
+        desk.leave()
 
     def _rest(self, name: str, pause_s: float) -> None:
         self._rang[name].wait(pause_s)

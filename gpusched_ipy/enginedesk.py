@@ -13,6 +13,7 @@ from pathlib import Path
 from gpusched_ipy import enginewindow
 from gpusched_ipy.config import Clock, Settings
 from gpusched_ipy.engines import Engine
+from gpusched_ipy.engines.kept import Keeping
 from gpusched_ipy.errand import Errand
 from gpusched_ipy.handover import Handover
 from gpusched_ipy.homecoming import Homecoming
@@ -22,6 +23,8 @@ from gpusched_ipy.policy.standing import Facts
 from gpusched_ipy.store import Store
 
 _BUSY_S, _IDLE_S = 0.3, 1.0  # between two rounds
+# So short, and for so long, after a job was started in what is kept: it begins at once.
+_QUICK_S, _HURRY_S = 0.02, 2.0
 
 
 class EngineDesk:
@@ -40,13 +43,20 @@ class EngineDesk:
         self._clock = clock
         self._errands = OpenErrands(engine, root, store.state, clock)
         self._home = Homecoming(self._errands, store, key)
-        self._over = Handover(self._errands, store, settings, self._home.withdraw)
+        self._keeper = engine.keeper(root) if isinstance(engine, Keeping) else None
+        self._over = Handover(self._errands, store, settings, self._home.withdraw, self._keeper)
+        self._hurried_mono = float("-inf")
         self._told: dict[int, WaitReason] = {}
 
     @property
     def busy(self) -> bool:
-        """Whether a folder is open."""
-        return bool(self._errands.all)
+        """Whether a folder is open, or anything kept."""
+        return bool(self._errands.all) or (self._keeper is not None and self._keeper.busy)
+
+    def leave(self) -> None:
+        """Nobody works here any more: what is kept idle is given back."""
+        if self._keeper is not None:
+            self._keeper.leave()
 
     def round(self, jobs: Iterable[Job], outcomes: Mapping[int, JobState]) -> float:
         """Look once and do what is due; seconds until the next look.
@@ -63,6 +73,9 @@ class EngineDesk:
         facts = self._facts(outcomes)
         self._end_hopeless(facts)
         wanted = enginewindow.wanted(errands.jobs.values(), facts)
+        # What is kept needs no look at the engine, which may take its time.
+        if self._over.start_kept(wanted, keep=not facts.drained):
+            self._hurried_mono = began = errands.mono
         if wanted or errands.all:
             errands.look()
         ids = {job.id for job in wanted}
@@ -71,8 +84,11 @@ class EngineDesk:
         if wanted and errands.up:
             self._over.fill(wanted)
         self._tell_reasons(facts, wanted)
+        rest_s = _BUSY_S if errands.all else _IDLE_S
+        if errands.all and errands.mono - self._hurried_mono < _HURRY_S:
+            rest_s = _QUICK_S
         # Where very many wait a round takes its time: most of it is left to others.
-        return max(_BUSY_S if errands.all else _IDLE_S, 4 * (errands.mono - began))
+        return max(rest_s, 4 * (errands.mono - began))
 
     def _facts(self, outcomes: Mapping[int, JobState]) -> Facts:
         return Facts(

@@ -25,6 +25,7 @@ from gpusched_ipy.engines import (
     UnreachableError,
     member_key,
 )
+from gpusched_ipy.engines.kept import GoneError, Keeper, Need
 from gpusched_ipy.errand import Errand
 from gpusched_ipy.errors import StateDirError, UserError
 from gpusched_ipy.job import Job, JobState
@@ -47,6 +48,7 @@ class Handover:
 
     Args:
         withdraw: takes a job back that waits there.
+        keeper: what keeps what jobs have had there; None: nothing does.
     """
 
     def __init__(
@@ -55,13 +57,42 @@ class Handover:
         store: Store,
         settings: Settings,
         withdraw: Callable[[Errand], None],
+        keeper: Keeper | None = None,
     ) -> None:
+        self._keeper = keeper
         self._errands = errands
         self._engine = errands.engine
         self._store = store
         self._settings = settings
         self._withdraw = withdraw
         self._singly_until = float("-inf")
+
+    def start_kept(self, wanted: list[Job], *, keep: bool) -> bool:
+        """Start in what is kept the jobs that are next, as far as they fit; whether any was.
+
+        Args:
+            keep: False: what is idle there is given back.
+        """
+        if self._keeper is None or not (self._keeper.busy or wanted):
+            return False
+        live = {one.job_id: one for one in self._errands.live()}
+        waiting = [job for job in wanted if _waits(live.get(job.id))]
+        self._keeper.tend([Need.of(job) for job in waiting], keep=keep)
+        begun = False
+        for job in waiting:
+            # Nobody passes one that is next and fits nothing.
+            if not self._keeper.offers(Need.of(job)):
+                break
+            if job.id in live:
+                self._withdraw(live[job.id])
+                if live[job.id] in self._errands.all:
+                    break
+            one = errand.new_errand(self._errands.root, job, self._errands.mono)
+            self._errands.all.append(one)
+            if self._packed(one):
+                self._errands.guarded(one, partial(self._hand_over, [one]))
+            begun = True
+        return begun
 
     def fill(self, wanted: list[Job]) -> None:
         """Fill the window with the jobs that are next, and try again what was not taken.
@@ -184,18 +215,16 @@ class Handover:
 
     def _hand_over(self, some: list[Errand]) -> None:
         """Hand these over in one call; the key of each stands on the disk before."""
-        if len(some) > 1:
-            place = self._job(some[0]).spec.array
-            assert place is not None
-            name = f"{place.id}-{secrets.token_hex(4)}"
-            for at, one in enumerate(some):
-                one.key = member_key(name, at)
+        self._name(some)
         for one in some:
             one.folder.intend(one.key)
         try:
             natives = self._submit([self._order(one) for one in some])
         except RejectedError as exc:
             self._rejected(some, str(exc))
+        except GoneError as exc:
+            _log.warning("%s is handed over anew: %s", _ids(some), exc)
+            self._withdraw(some[0])
         except AmbiguousError as exc:
             _log.warning("whether %s has %s is not known: %s", self._errands.name, _ids(some), exc)
             for one in some:
@@ -208,6 +237,15 @@ class Handover:
             for one, native in zip(some, natives, strict=True):
                 one.folder.set_submitted(native)
                 one.since_mono, one.asked = self._errands.mono, False
+
+    def _name(self, some: list[Errand]) -> None:
+        """Members of an array share a name there."""
+        if len(some) > 1:
+            place = self._job(some[0]).spec.array
+            assert place is not None
+            name = f"{place.id}-{secrets.token_hex(4)}"
+            for at, one in enumerate(some):
+                one.key = member_key(name, at)
 
     def _submit(self, orders: list[EngineJob]) -> Sequence[str]:
         if len(orders) == 1:
@@ -279,3 +317,8 @@ class Handover:
 def _ids(some: list[Errand]) -> str:
     """The jobs of these, for a log."""
     return ", ".join(f"job {one.job_id}" for one in some)
+
+
+def _waits(one: Errand | None) -> bool:
+    """Whether a job that is next waits for the engine's GPUs: here, or there in line."""
+    return one is None or one.status.state is EngineState.QUEUED

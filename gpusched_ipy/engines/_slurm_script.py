@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from gpusched_ipy.engines import EngineJob, RejectedError
+from gpusched_ipy.engines.kept import KeptFolder
 
 # One step of our own order. Nice only puts a job later; an ordinary user cannot have more.
 NICE_STEP = 1000
@@ -22,8 +23,23 @@ _PLACES = tuple(
 )
 
 
-def script(jobs: Sequence[EngineJob], python: str = sys.executable) -> str:
+def minutes(time_s: float) -> int:
+    """The time limit of a job that ends by itself after so long."""
+    return math.ceil((time_s + _MARGIN_S) / 60)
+
+
+def script(
+    jobs: Sequence[EngineJob],
+    python: str = sys.executable,
+    *,
+    kept: KeptFolder | None = None,
+    idle_s: float = 0.0,
+) -> str:
     """The batch script that hands one job, or those of an array, to their runners.
+
+    Args:
+        kept: what a single job has is kept afterwards …
+        idle_s: … for so long at most, on top of its own time.
 
     Raises:
         RejectedError: what was asked for cannot be said to Slurm.
@@ -31,8 +47,9 @@ def script(jobs: Sequence[EngineJob], python: str = sys.executable) -> str:
     job = jobs[0]
     if job.place is None:
         log = str(job.folder.path / "engine.log").replace("%", "%%")
-        start = [shlex.join(["exec", python, "-I", str(job.folder.runner), str(job.folder.path)])]
-        options = _options(job, log)
+        program = (job.folder.runner,) if kept is None else (kept.program, kept.path)
+        start = [shlex.join(["exec", python, "-I", *map(str, program), str(job.folder.path)])]
+        options = _options(job, log, 0.0 if kept is None else idle_s)
     else:
         places = {one.place: one for one in jobs if one.place is not None}
         # Slurm's own log cannot be in folders that have each their own name.
@@ -58,7 +75,7 @@ def _range(places: list[int]) -> str:
     return ",".join(map(str, places))
 
 
-def _options(job: EngineJob, output: str) -> list[str]:
+def _options(job: EngineJob, output: str, more_s: float = 0.0) -> list[str]:
     wanted = [
         f"--job-name={job.engine_name}",
         f"--output={output}",
@@ -71,7 +88,7 @@ def _options(job: EngineJob, output: str) -> list[str]:
         "--no-requeue",
     ]
     if job.time_s is not None:
-        wanted.append(f"--time={math.ceil((job.time_s + _MARGIN_S) / 60)}")
+        wanted.append(f"--time={minutes(job.time_s + more_s)}")
     return wanted
 
 

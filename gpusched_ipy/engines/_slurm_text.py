@@ -25,6 +25,7 @@ ROW = "%i|%j|%T|%r|%N"
 RECORD_ROW = "%i|%j|%A"
 NODE_ROW = "%N|%G|%T"
 _NATIVE = re.compile(r"(\d+)(?:_(\d+))?")
+LEFT_ROW = "%i|%j|%L|%l"
 _GPUS = re.compile(r"(?:^|,)gpu(?::[^,:()]+)?:(\d+)")
 
 _QUEUED = frozenset(
@@ -152,6 +153,34 @@ def _status(native: str, state: str, reason: str, nodes: str) -> Status:
         return Status(state=EngineState.TIMEOUT, text=text, native=native, where=where)
     text = _BADLY.get(state, "it ended badly at Slurm")
     return Status(state=EngineState.FAILED, text=f"{text} ({state})", native=native, where=where)
+
+
+def left(text: str) -> dict[str, tuple[str, float | None, float | None]]:
+    """Of each running job that ``squeue`` lists, by its name: the id, the seconds that are left to
+    it, and its whole time limit; None: there is no limit."""
+    found = {}
+    for line in text.splitlines():
+        parts = [part.strip() for part in line.split("|")]
+        if len(parts) == 4:
+            native, name, rest, limit = parts
+            found[name] = (native, _span_s(rest), _span_s(limit))
+    return found
+
+
+def _span_s(text: str) -> float | None:
+    """Seconds of ``1-02:03:04``, ``2:03:04``, ``3:04`` or ``4``."""
+    if not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", text):
+        return 0.0 if text == "INVALID" else None
+    days, _, clock = text.rpartition("-")
+    seconds = 86400 * int(days or 0)
+    for place, part in zip((1, 60, 3600), reversed(clock.split(":")), strict=False):
+        seconds += place * int(part)
+    return float(seconds)
+
+
+def too_long(status: Status) -> bool:
+    """Whether a job waits because it asks for more time than it may ever have."""
+    return any(word in status.text for word in ("PartitionTimeLimit", "MaxWall"))
 
 
 def waiting(reason: str) -> str:

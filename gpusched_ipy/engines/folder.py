@@ -94,14 +94,14 @@ class JobFolder:
         try:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(mode=0o700)
-            _write(beside / "task.json", _task_json(task))
+            write_new(beside / "task.json", _task_json(task))
             if secret:
-                _write(beside / "secret.json", json.dumps(dict(secret)))
+                write_new(beside / "secret.json", json.dumps(dict(secret)))
             text = files("gpusched_ipy.engines").joinpath(_RUNNER).read_text(encoding="utf-8")
-            _write(beside / _RUNNER, text)
+            write_new(beside / _RUNNER, text)
             _pack(beside / "state", parcel)
             os.rename(beside, self.path)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         except OSError as exc:
             shutil.rmtree(beside, ignore_errors=True)
             raise UserError(
@@ -123,7 +123,7 @@ class JobFolder:
     @property
     def called(self) -> str:
         """The key under which it is handed over: its own, or that of an array's member."""
-        return str((_read_json(self.path / "intent") or {}).get("called") or self.key)
+        return str((read_json(self.path / "intent") or {}).get("called") or self.key)
 
     def intend(self, called: str) -> None:
         """It is being handed over from now on, under that key."""
@@ -137,7 +137,7 @@ class JobFolder:
     @property
     def submitted(self) -> str | None:
         """The engine's own id once it has the job."""
-        found = _read_json(self.path / "submitted.json")
+        found = read_json(self.path / "submitted.json")
         return None if found is None else str(found.get("native"))
 
     def set_submitted(self, native: str) -> None:
@@ -147,12 +147,12 @@ class JobFolder:
     def ask_to_cancel(self) -> None:
         """Have the node end it, whatever the engine does."""
         with suppress(FileExistsError):
-            _write(self.path / "cancel", "")
+            write_new(self.path / "cancel", "")
 
     def revoke(self) -> bool:
         """Take the claim, so that no node will ever run it; False: one does already."""
         try:
-            _write(self.path / "claim", json.dumps({"host": None, "revoked": True}))
+            write_new(self.path / "claim", json.dumps({"host": None, "revoked": True}))
         except FileExistsError:
             return self.revoked
         (self.path / "secret.json").unlink(missing_ok=True)
@@ -165,7 +165,7 @@ class JobFolder:
         """Who has claimed it (``host``, ``pid``, ``gpus``); empty where only that it was is known
         yet; None: nobody."""
         path = self.path / "claim"
-        return (_read_json(path) or {}) if path.exists() else None
+        return (read_json(path) or {}) if path.exists() else None
 
     @property
     def revoked(self) -> bool:
@@ -181,7 +181,7 @@ class JobFolder:
 
     def result(self) -> Result | None:
         """How it ended; None while nobody knows."""
-        found = _read_json(self.path / "result.json")
+        found = read_json(self.path / "result.json")
         if found is None:
             return None
         known: dict[str, Any] = {name: found.get(name) for name in Result.__dataclass_fields__}
@@ -221,7 +221,7 @@ def _task_json(task: Task) -> str:
     )
 
 
-def _write(path: Path, text: str) -> None:
+def write_new(path: Path, text: str) -> None:
     """A new private file that has reached the disk."""
     with os.fdopen(create_private(path), "w", encoding="utf-8") as stream:
         stream.write(text)
@@ -232,12 +232,13 @@ def _write(path: Path, text: str) -> None:
 def _replace(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.new")
     beside.unlink(missing_ok=True)
-    _write(beside, text)
+    write_new(beside, text)
     os.replace(beside, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """What has been made or named in that folder has reached the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -245,9 +246,10 @@ def _sync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What stands in a small file; None where it is not there, or not whole yet."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        return None  # not there, or still being written
+        return None
     return found if isinstance(found, dict) else None

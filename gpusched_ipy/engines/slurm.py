@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from gpusched_ipy.config import Settings
 from gpusched_ipy.engines import (
@@ -17,6 +18,7 @@ from gpusched_ipy.engines import (
     EngineJob,
     EngineState,
     Health,
+    RejectedError,
     Status,
     UnreachableError,
     _slurm_script,
@@ -24,8 +26,10 @@ from gpusched_ipy.engines import (
     parted,
 )
 from gpusched_ipy.engines._slurm_accounts import Accounts
+from gpusched_ipy.engines._slurm_keep import SlurmKeeper
 from gpusched_ipy.engines._slurm_run import TooLateError, asked, cancel_named, run
 from gpusched_ipy.engines._slurm_text import RECORD_ROW, ROW
+from gpusched_ipy.engines.kept import KeptFolder
 from gpusched_ipy.text import clean
 
 # sbatch gives up by itself after ten seconds, or what the site has set.
@@ -41,12 +45,15 @@ class SlurmEngine:
 
     Args:
         options: further options of sbatch: partition, account and the like.
+        keep_s: how long what a job has had is kept idle for the next one; 0: not at all.
     """
 
     name = "slurm"
 
-    def __init__(self, options: Sequence[str] = ()) -> None:
+    def __init__(self, options: Sequence[str] = (), keep_s: float = 0.0) -> None:
         self._options = tuple(options)
+        self._keep_s = keep_s
+        self._keeper: SlurmKeeper | None = None
         self._settle_s: float | None = None
         self._array_max = 1
         self._accounts = Accounts(there=False)
@@ -84,13 +91,33 @@ class SlurmEngine:
         text = f"{gpus} GPUs" if gpus else "none of its nodes has a GPU (gres gpu)"
         return Health(up=True, text=text, version=version[-1] if version else None, gpus=gpus)
 
+    def keeper(self, root: Path) -> SlurmKeeper:
+        """What keeps what jobs have had here."""
+        self._keeper = SlurmKeeper(root, self._keep_s, self._options)
+        return self._keeper
+
     def submit(self, job: EngineJob) -> str:
-        """Hand the job to sbatch.
+        """Start the job in what is kept, or hand it to sbatch.
 
         Raises:
             RejectedError, UnreachableError, AmbiguousError: as every engine.
+            GoneError: what was kept for it is not there any more.
         """
-        return self.submit_array([job])[0]
+        keeper = self._keeper
+        if keeper is None or job.place is not None:
+            return self.submit_array([job])[0]
+        native = keeper.give(job)
+        if native is not None:
+            return native
+        kept = keeper.prepare(job)
+        if kept is None:
+            return self._batch([job])
+        try:
+            return self._batch([job], kept)
+        except RejectedError:
+            # Perhaps only the time on top of its own was too much.
+            kept.remove()
+            return self._batch([job])
 
     def submit_array(self, jobs: Sequence[EngineJob]) -> Sequence[str]:
         """Hand these to one sbatch, as the tasks of an array.
@@ -98,7 +125,12 @@ class SlurmEngine:
         Raises:
             RejectedError, UnreachableError, AmbiguousError: as every engine.
         """
-        text = _slurm_script.script(jobs)
+        native = self._batch(jobs)
+        return [native if one.place is None else f"{native}_{one.place}" for one in jobs]
+
+    def _batch(self, jobs: Sequence[EngineJob], kept: KeptFolder | None = None) -> str:
+        """The id that sbatch gives these."""
+        text = _slurm_script.script(jobs, kept=kept, idle_s=self._keep_s)
         try:
             argv = ("sbatch", "--parsable", *self._options)
             done = run(*argv, limit_s=_SUBMIT_S, script=text)
@@ -106,17 +138,20 @@ class SlurmEngine:
             raise AmbiguousError(str(exc)) from exc
         native = _slurm_text.native_id(done.stdout)
         if done.returncode == 0 and native:
-            return [native if one.place is None else f"{native}_{one.place}" for one in jobs]
+            return native
         raise _slurm_text.refusal(done.stderr)
 
     def status(self, keys: Sequence[str]) -> Mapping[str, Status]:
         """One squeue for all; those that have ended are listed for a few minutes, and after that
         one sacct for all where the site has accounts."""
-        listed = self._listed("-t", "all", *_named(keys))
-        found = {key: _slurm_text.of_key(listed, NAME_PREFIX + key) for key in keys}
-        ended = self._accounts.ended([key for key, status in found.items() if status is None])
+        keeper = self._keeper
+        there = {key: key if keeper is None else keeper.there(key) for key in keys}
+        listed = self._listed("-t", "all", *_named(list(there.values())))
+        rows = {key: _slurm_text.of_key(listed, NAME_PREFIX + name) for key, name in there.items()}
+        ended = self._accounts.ended([there[key] for key, row in rows.items() if row is None])
         unknown = Status(state=EngineState.UNKNOWN)
-        return {key: status or ended.get(key, unknown) for key, status in found.items()}
+        found = {key: row or ended.get(there[key], unknown) for key, row in rows.items()}
+        return found if keeper is None else {key: keeper.told(key, found[key]) for key in keys}
 
     def rank(self, ranks: Mapping[str, int]) -> None:
         """Give our own waiting jobs the nice that orders them."""
@@ -127,7 +162,9 @@ class SlurmEngine:
             run("scontrol", "update", f"JobId={native}", f"Nice={nice}", limit_s=_CALL_S)
 
     def cancel(self, keys: Sequence[str]) -> None:
-        """End them, by name."""
+        """End them, by name; with what was kept and is theirs now."""
+        if self._keeper is not None:
+            keys = [self._keeper.there(key) for key in keys if self._keeper.ends(key)]
         for key in keys:
             if parted(key)[1] is None:
                 cancel_named(NAME_PREFIX + key, _CALL_S)
@@ -177,4 +214,4 @@ def _named(keys: Sequence[str]) -> tuple[str, str]:
 
 def make(settings: Settings) -> SlurmEngine:
     """The Slurm of this machine, with the user's options of sbatch."""
-    return SlurmEngine(settings.slurm_options)
+    return SlurmEngine(settings.slurm_options, settings.slurm_keep)

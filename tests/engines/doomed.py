@@ -12,7 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from gpusched_ipy import agent, errand
+from gpusched_ipy.engines._slurm_keep import SlurmKeeper
 from gpusched_ipy.engines.folder import JobFolder
+from gpusched_ipy.engines.kept import KeptFolder
 from gpusched_ipy.engines.slurm import SlurmEngine
 from gpusched_ipy.homecoming import Homecoming
 from gpusched_ipy.openerrands import OpenErrands
@@ -28,10 +30,16 @@ POINTS: dict[str, tuple[type | Any, str, str]] = {
     "recorded": (OpenErrands, "drop", "before"),
 }
 
+# Those of a job for which something is kept.
+KEPT_POINTS: dict[str, tuple[type | Any, str, str]] = {
+    "given": (KeptFolder, "take", "after"),
+    "called": (SlurmKeeper, "_call", "after"),
+}
+
 
 def arm(point: str) -> None:
     """Die there, the first time that it is reached."""
-    where, name, when = POINTS[point]
+    where, name, when = (POINTS | KEPT_POINTS)[point]
     real: Callable[..., Any] = getattr(where, name)
 
     def deadly(*args: Any, **more: Any) -> Any:

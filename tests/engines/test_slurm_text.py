@@ -18,6 +18,7 @@ from gpusched_ipy.engines import (
     parted,
 )
 from gpusched_ipy.engines.folder import JobFolder
+from gpusched_ipy.engines.kept import KeptFolder
 
 GOLDEN = Path(__file__).parents[1] / "data" / "slurm"
 
@@ -61,6 +62,25 @@ def member(place: int, folder: str, **more: object) -> EngineJob:
 def test_a_script_is_as_it_was(name: str, asked: list[EngineJob]) -> None:
     text = _slurm_script.script(asked, python="/opt/python/bin/python3")
     assert text == (GOLDEN / f"{name}.sh").read_text()
+
+
+def test_the_script_of_what_is_kept_is_as_it_was() -> None:
+    kept = KeptFolder(Path("/shared/engines/kept/f0-1-ab"))
+    asked, python = [job(time_s=600.0)], "/opt/python/bin/python3"
+    text = _slurm_script.script(asked, python=python, kept=kept, idle_s=600.0)
+    assert text == (GOLDEN / "kept.sh").read_text()
+
+
+def test_how_long_what_runs_still_lasts() -> None:
+    assert _slurm_text.left(
+        "7|gpuq-a|1-02:03:04|2-00:00:00\n8|gpuq-b|9:08|10:00\n9|gpuq-c|UNLIMITED|UNLIMITED\n"
+        "10|gpuq-d|INVALID|1:00\nno row\n"
+    ) == {
+        "gpuq-a": ("7", 93784.0, 172800.0),
+        "gpuq-b": ("8", 548.0, 600.0),
+        "gpuq-c": ("9", None, None),
+        "gpuq-d": ("10", 0.0, 60.0),
+    }
 
 
 @pytest.mark.parametrize("gpu", ["a100 --account=root", "x\n#SBATCH --uid=0", "GPU-1,GPU-2", ""])
