@@ -23,7 +23,7 @@ from gpusched_ipy.openerrands import OpenErrands
 POINTS: dict[str, tuple[type | Any, str, str]] = {
     "packed": (errand, "pack", "after"),
     "intended": (JobFolder, "intend", "after"),
-    "taken": (SlurmEngine, "submit_array", "after"),
+    "taken": (SlurmEngine, "_batch", "after"),
     "told": (JobFolder, "set_submitted", "after"),
     "begun": (Homecoming, "_begin", "after"),
     "ending": (Homecoming, "_end", "before"),
