@@ -19,7 +19,7 @@ from gpusched_ipy.config import Settings, SystemClock
 from gpusched_ipy.desks import Desks
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import JobKind
-from gpusched_ipy.locks import FileLock, Membership, alive_pid, is_member
+from gpusched_ipy.locks import Membership, alive_pid, is_member
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.notify import notifier
 from gpusched_ipy.process import signal_if, survive_signals
@@ -29,10 +29,13 @@ from gpusched_ipy.scheduler import Scheduler
 from gpusched_ipy.signalflag import SignalFlag
 from gpusched_ipy.statedir import StateDir, open_private, open_state_dir
 from gpusched_ipy.store import Store
+from gpusched_ipy.summon import FAILED, IDLE, STOPPED, AgentLock
 
 # How long an agent with nothing to do stays: a sweep's next submit finds it warm.
 LINGER_S = 5.0
 _LOG_BYTES = 1_000_000
+# Between two looks at a lock whose holder dies.
+_FIRST_S, _LONGEST_S = 0.01, 1.0
 
 
 class Agent:
@@ -47,11 +50,11 @@ class Agent:
         self._stays = stays
         self._stop = SignalFlag()
         self.state = open_state_dir(settings)
-        self._lock = FileLock(self.state.agent_lock)
+        self._lock = AgentLock(self.state)
 
     def run(self) -> bool:
         """Dispatch until told to stop, or until idle; False where another agent lives already."""
-        if not self._lock.try_acquire():
+        if not self._take_lock():
             return False
         store = Store(self.state)
         membership = Membership(self.state)
@@ -72,6 +75,8 @@ class Agent:
         try:
             self._until_idle(store, scheduler, desks)
         finally:
+            # (One that has nothing to do has given its lock back by now.)
+            self._lock.leave_word(STOPPED if self._stop.wait(0) else FAILED)
             desks.stop()
             if telling is not None:
                 telling.stop()
@@ -82,6 +87,15 @@ class Agent:
             membership.leave()
             store.close()
             self._lock.release()
+        return True
+
+    def _take_lock(self) -> bool:
+        """Have the lock, from one that dies as soon as it lets go; False: somebody lives."""
+        pause = _FIRST_S
+        while not self._lock.take():
+            if self._lock.holder is not None or self._stop.wait(pause):
+                return False
+            pause = min(2 * pause, _LONGEST_S)
         return True
 
     def stop(self) -> None:
@@ -109,7 +123,11 @@ class Agent:
 
     def _leave(self, scheduler: Scheduler) -> bool:
         """Decide to leave under the queue lock: no submit can slip in between."""
-        return scheduler.if_idle(self._lock.release)
+        return scheduler.if_idle(self._give_back)
+
+    def _give_back(self) -> None:
+        self._lock.leave_word(IDLE)
+        self._lock.release()
 
 
 def running_agent(state: StateDir, store: Store) -> int | None:
@@ -122,15 +140,14 @@ def running_agent(state: StateDir, store: Store) -> int | None:
 
 
 def ask_to_leave(pid: int, state: StateDir, *, patience_s: float = 10.0) -> None:
-    """End the agent of that pid and wait until its lock is free.
+    """End the agent of that pid and wait until it has left.
 
     Raises:
         UserError: it does not leave in time.
     """
     signal_if(pid, signal.SIGTERM, lambda: is_member(state, pid))
-    lock = FileLock(state.agent_lock)
     deadline = time.monotonic() + patience_s
-    while lock.held_by_anybody():
+    while is_member(state, pid):
         if time.monotonic() >= deadline:
             raise UserError(
                 f"the agent (pid {pid}) does not leave; it may be stopped: kill -CONT {pid}"

@@ -327,12 +327,14 @@ class Queue:
     def set_priority(self, references: Iterable[str | int], priority: int) -> _Jobs:
         """Give jobs another priority; higher runs first."""
         value = parse_priority(priority)
-        return self._each(
+        jobs = self._each(
             references,
             lambda job_id: self.store.set_priority(job_id, value),
             lambda ids: self.store.prioritize_many(ids, value),
             _OPEN,
         )
+        self._have_obeyed(jobs)
+        return jobs
 
     def top(self, reference: str | int) -> Job:
         """Move a job (or a sweep) to the front: its priority becomes one more than the highest that
@@ -355,12 +357,12 @@ class Queue:
     def drain(self, why: str = "drained by its user") -> None:
         """Start nothing more; what runs goes on."""
         self.store.set_drained(why)
+        self._have_obeyed(self.list())
 
     def resume(self) -> None:
         """Start jobs again after :meth:`drain` or a reboot."""
         self.store.set_drained(None)
-        if any(job.kind not in BOUND_KINDS for job in self.list()):
-            ensure_agent(self.state)
+        self._have_obeyed(self.list())
 
     @property
     def drained(self) -> str | None:
@@ -406,8 +408,19 @@ class Queue:
         return [self.store.job(job_id) for job_id in ids]
 
     def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Call ``changed`` from a thread after every change of the record, until unsubscribed."""
-        return Bell(self.state.bell, changed).close
+        """Call ``changed`` from a thread after every change of the record, until unsubscribed.
+
+        Meanwhile an agent is there whenever one is needed: whoever listens waits for something.
+        """
+        from gpusched_ipy.vigil import stand
+
+        bell, leave = Bell(self.state.bell, changed), stand(self.store)
+
+        def unsubscribe() -> None:
+            bell.close()
+            leave()
+
+        return unsubscribe
 
     def mend(self, states: Mapping[int, JobState]) -> None:
         """End what the dead have left of these jobs, and have an agent where one is needed.
@@ -425,12 +438,20 @@ class Queue:
     # -- inside
 
     def _hold(self, references: Iterable[str | int], held: bool) -> _Jobs:
-        return self._each(
+        jobs = self._each(
             references,
             lambda job_id: self.store.set_held(job_id, held),
             lambda ids: self.store.hold_many(ids, held),
             frozenset({JobState.PENDING}),
         )
+        self._have_obeyed(jobs)
+        return jobs
+
+    def _have_obeyed(self, jobs: _Jobs) -> None:
+        """Have an agent for a wish about these: only it starts them, or takes them back from an
+        engine."""
+        if any(job.kind not in BOUND_KINDS and not job.ended for job in jobs):
+            ensure_agent(self.state)
 
     def _each(
         self,

@@ -40,6 +40,7 @@ from gpusched_ipy.runners.cell import Cell, CellRunner, Phase
 from gpusched_ipy.scheduler import Claim, Runner, Scheduler
 from gpusched_ipy.statedir import open_state_dir
 from gpusched_ipy.store import Store
+from gpusched_ipy.vigil import stand
 
 _READING_S = 1.0  # how long a reading may take that only names GPUs
 _FORECAST_S = 30.0  # each new forecast of a badge changes the notebook
@@ -88,6 +89,7 @@ class KernelSession:
             front, self.board, lambda: self.queue, lambda: self.watch.depth == 0, self.changed
         )
         self._telling: Notifier | None = None
+        self._leave_vigil: Callable[[], None] | None = None
         self._release = Release(front, self.store, self.membership.key, self._at_rest)
         self.lending = Lending(front, self.runner, self.board.record)
         self.place = Place(
@@ -117,6 +119,8 @@ class KernelSession:
         self._telling = notifier(self.store, settings.notify, terminal=terminal)
         if settings.release_caches != "never":
             self._release.start()
+        # What this kernel has sent off is an agent's to bring home.
+        self._leave_vigil = stand(self.store)
         self.watch.watcher = self
 
     def reconfigure(self, settings: Settings) -> None:
@@ -138,6 +142,9 @@ class KernelSession:
         """Stop all threads; cells that wait go on waiting until :meth:`unpark`."""
         self.watch.watcher = None
         self._release.stop()
+        leave_vigil, self._leave_vigil = self._leave_vigil, None
+        if leave_vigil is not None:
+            leave_vigil()
         telling, self._telling = self._telling, None
         if telling is not None:
             telling.stop()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Seconds between asking politely (SIGINT), firmly (SIGTERM) and not asking (SIGKILL).
 GRACE_S = 3.0
+_PF_EXITING = 0x4  # proc(5), the flags of a process that has begun to end
 _LINUX = sys.platform.startswith("linux")
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[1])
 
@@ -81,6 +82,24 @@ def start_ticks(pid: int) -> int | None:
         return None if found.status() == psutil.STATUS_ZOMBIE else int(found.create_time() * 100)
     except psutil.Error:
         return None
+
+
+def is_dying(pid: int) -> bool:
+    """Whether the process is dead, or was killed and has only not let go of its files yet (Linux).
+
+    Elsewhere a process that is being killed cannot be told from one that lives.
+    """
+    fields = _stat_fields(pid)
+    if not _LINUX or fields is None:
+        return start_ticks(pid) is None
+    if fields[0] in "ZX" or int(fields[6]) & _PF_EXITING:
+        return True
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True
+    pending = next((line for line in lines.splitlines() if line.startswith("ShdPnd:")), "ShdPnd: 0")
+    return bool(int(pending.split()[1], 16) >> (signal.SIGKILL - 1) & 1)
 
 
 def session_of(pid: int) -> int | None:

@@ -199,8 +199,16 @@ class Kernel:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
+        self.launch()
+        self.connect()
+
+    def launch(self) -> None:
+        """Start it, and wait for nothing."""
         with (self.folder / "err").open("wb") as log:
             self.manager.start_kernel(env=self.environment, cwd=str(self.folder), stderr=log)
+
+    def connect(self) -> None:
+        """Wait until it answers."""
         self.client = self.manager.blocking_client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=120)

@@ -19,8 +19,7 @@ from gpusched_ipy.engineslist import listed
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.handle import submit
 from gpusched_ipy.job import Job, JobState
-from gpusched_ipy.locks import FileLock
-from gpusched_ipy.summon import ensure_agent
+from gpusched_ipy.summon import AgentLock, ensure_agent
 from tests.engines.doomed import POINTS
 from tests.engines.slurmcluster import SlurmCluster
 
@@ -143,8 +142,8 @@ def test_an_agent_that_dies_on_the_way_loses_nothing_and_runs_nothing_twice(
     point: str,
     members: int,
 ) -> None:
-    lock = FileLock(queue.state.agent_lock)
-    assert lock.try_acquire(), "so that the submit starts no agent"
+    lock = AgentLock(queue.state)
+    assert lock.take(), "so that the submit starts no agent"
     line = f"echo $GPUSCHED_JOB_ID >> {tmp_path}/ran; echo out"
     asked: dict[str, object] = {"sweep": {"n": range(members)}} if members > 1 else {}
     jobs = queue.submit_all(
