@@ -23,8 +23,10 @@ from gpusched_ipy.calls import (
 )
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.statedir import StateDir, open_existing
+from gpusched_ipy.text import format_bytes
 
 _LIMIT = f"{MAX_CALL_BYTES // 2**20} MiB"
+_COUNTED = 64 * 2**30  # bytes, of what is too large
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +71,7 @@ def send(state: StateDir, job_uid: str, parcel: Parcel) -> None:
         # One by one only now: together they keep what they share.
         for name, why in unfit(parcel.values).items():
             raise UserError(f"--in {name}: {why}") from exc
-        raise UserError(
-            f"the inputs together: {_why_not(exc, 'write large data to files')}"
-        ) from exc
+        raise UserError(f"the inputs together: {_together(exc, parcel.values)}") from exc
 
 
 def receive(state: StateDir, job_uid: str) -> Parcel:
@@ -107,7 +107,7 @@ def bring_back(state: StateDir, job_uid: str, values: Mapping[str, Any]) -> dict
     except Exception as exc:  # noqa: BLE001 - reducing an object runs code of its owner
         bad = unfit(values)
         if not bad:
-            bad = dict.fromkeys(values, _why_not(exc, "write them to files"))
+            bad = dict.fromkeys(values, _together(exc, values))
         replace_pickle(path, ({n: v for n, v in values.items() if n not in bad}, None, ""))
         return bad
     return {}
@@ -125,33 +125,60 @@ def fetch(state: StateDir, job_uid: str) -> dict[str, Any] | None:
 
 def unfit(values: Mapping[str, Any]) -> dict[str, str]:
     """Which of these variables cannot be pickled by themselves, and why."""
-    from cloudpickle import Pickler
-
     bad: dict[str, str] = {}
     for name, value in values.items():
         try:
-            Pickler(_Counting()).dump(value)
+            size = _size(value)
         except Exception as exc:  # noqa: BLE001 - reducing an object runs code of its owner
-            bad[name] = _why_not(exc, "write it to a file and pass its name")
+            bad[name] = _why_not(exc)
+        else:
+            if size > MAX_CALL_BYTES:
+                bad[name] = _too_large(size, "write it to a file and pass its name")
     return bad
 
 
-def _why_not(error: Exception, instead: str) -> str:
+def _together(error: Exception, values: Mapping[str, Any]) -> str:
+    """Why variables cannot be kept each of which could."""
     if isinstance(error, TooLargeError):
-        return f"more than {_LIMIT}; {instead}"
+        return _too_large(_size(dict(values)), "write large data to files")
+    return _why_not(error)
+
+
+def _size(value: object) -> int:
+    """What it would take, in bytes; no more than :data:`_COUNTED` are counted.
+
+    Raises:
+        Exception: whatever an object raises that does not pickle.
+    """
+    from cloudpickle import Pickler
+
+    counted = _Counting()
+    try:
+        Pickler(counted).dump(value)
+    except TooLargeError:
+        return _COUNTED + 1
+    return counted.size
+
+
+def _too_large(size: int, instead: str) -> str:
+    known = f"more than {format_bytes(_COUNTED)}" if size > _COUNTED else format_bytes(size)
+    return f"{known} pickled, and at most {_LIMIT} are taken; {instead}"
+
+
+def _why_not(error: Exception) -> str:
     return f"it cannot be pickled ({one_line(error)})"
 
 
 class _Counting:
-    """A stream that keeps nothing and takes so many bytes."""
+    """A stream that keeps nothing, and ends what never ends."""
 
     def __init__(self) -> None:
-        self._left = MAX_CALL_BYTES
+        self.size = 0
 
     def write(self, data: Any) -> int:
         """Count."""
         size = memoryview(data).nbytes
-        self._left -= size
-        if self._left < 0:
-            raise TooLargeError(_LIMIT)
+        self.size += size
+        if self.size > _COUNTED:
+            raise TooLargeError(format_bytes(_COUNTED))
         return size

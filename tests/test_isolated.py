@@ -257,7 +257,9 @@ def test_missing_and_broken_outputs_are_named(shared: Kernel, store: Store) -> N
     [
         ("--isolate --in nowhere", "1", "--in nowhere: there is no variable nowhere"),
         ("--isolate --in lock", "1", "--in lock: it cannot be pickled (TypeError: cannot pickle"),
-        ("--isolate --in small,large", "1", "--in large: more than 256 MiB; write it to a file"),
+        ("--isolate --in small,large", "1", "--in large: 257 MiB pickled, and at most 256 MiB are"),
+        ("--engine slurm --in small,large", "1", "--in large: 257 MiB pickled, and at most"),
+        ("--engine ray --in half,more", "1", "the inputs together: 260 MiB pickled, and at most"),
         ("--isolate --in a-b", "1", "'a-b' is not the name of a variable"),
         ("--in small", "1", "--in is for isolated cells"),
         ("--isolate --out lr --sweep lr=1,2", "1", "each job of the sweep"),
@@ -268,6 +270,7 @@ def test_what_cannot_be_is_one_line_and_nothing_is_queued(
     shared: Kernel, store: Store, options: str, body: str, wanted: str
 ) -> None:
     shared.run("import threading; lock = threading.Lock(); small = 1; large = bytes(257 * 2**20)")
+    shared.run("half, more = bytes(130 * 2**20), bytes(130 * 2**20 + 1)")
     before, kept = names(store), sorted((store.state.root / "calls").iterdir())
     cell = shared.run(f"%%gpuqueue {options}\n{body}", stop=False)
     (error,) = cell.errors
