@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import Any, NamedTuple
 
-from gpusched_ipy.job import FINAL, JobState
+from gpusched_ipy.job import FINAL, JobState, Place
 from gpusched_ipy.records import iso
 from gpusched_ipy.text import (
     clean,
@@ -40,6 +40,7 @@ class Outcome:
     peak_mem_bytes: int | None
     mean_utilization: float | None  # 0-1
     energy_j: float | None
+    place: Place | None = None  # of a job of an engine: its GPUs are none of this machine's
 
     @property
     def wait_s(self) -> float | None:
@@ -49,8 +50,10 @@ class Outcome:
 
     @property
     def gpu_s(self) -> float | None:
-        """Run time times GPUs; None for a job that never ran."""
-        return None if self.run_s is None else self.run_s * len(self.gpus)
+        """Run time times GPUs, those of an engine as they were asked for; None for a job that never
+        ran."""
+        count = len(self.gpus) if self.place is None else self.place.count
+        return None if self.run_s is None else self.run_s * count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +65,8 @@ class Account:
     outcomes: Mapping[str, int]  # state → jobs
     median_wait_s: float | None
     median_run_s: float | None
-    gpu_s: float
+    gpu_s: float  # of GPUs of this machine …
+    engine_gpu_s: float  # … and of those of engines
     peak_mem_bytes: int | None  # the largest of a job
     mean_utilization: float | None  # of the GPU seconds for which it is known
     energy_j: float | None
@@ -98,7 +102,8 @@ def _account(key: str, jobs: Sequence[Outcome]) -> Account:
         outcomes=dict(sorted(Counter(str(job.state) for job in jobs).items())),
         median_wait_s=median(waits) if waits else None,
         median_run_s=median(ran) if ran else None,
-        gpu_s=sum(job.gpu_s or 0.0 for job in jobs),
+        gpu_s=sum(job.gpu_s or 0.0 for job in jobs if job.place is None),
+        engine_gpu_s=sum(job.gpu_s or 0.0 for job in jobs if job.place is not None),
         peak_mem_bytes=max(peaks) if peaks else None,
         mean_utilization=_mean_utilization(jobs),
         energy_j=sum(energy) if energy else None,
@@ -124,6 +129,7 @@ def account_json(account: Account, by: str) -> dict[str, Any]:
         "median_wait_s": _rounded(account.median_wait_s),
         "median_run_s": _rounded(account.median_run_s),
         "gpu_s": _rounded(account.gpu_s),
+        "engine_gpu_s": _rounded(account.engine_gpu_s),
         "peak_mem_bytes": account.peak_mem_bytes,
         "mean_utilization": _rounded(account.mean_utilization, 4),
         "energy_j": _rounded(account.energy_j),
@@ -145,7 +151,7 @@ def account_row(account: Account) -> tuple[str, ...]:
         outcomes,
         format_duration(account.median_wait_s),
         format_duration(account.median_run_s),
-        format_duration(account.gpu_s),
+        _gpu_time(account.gpu_s, account.engine_gpu_s),
         format_bytes(account.peak_mem_bytes),
         format_percent(account.mean_utilization),
         format_energy(account.energy_j),
@@ -166,7 +172,7 @@ def outcome_row(outcome: Outcome) -> tuple[str, ...]:
         ended.strftime("%Y-%m-%d %H:%M"),
         format_duration(outcome.wait_s),
         format_duration(outcome.run_s),
-        format_duration(outcome.gpu_s),
+        format_duration(outcome.gpu_s) + (f" ({outcome.place.engine})" if outcome.place else ""),
         format_bytes(outcome.peak_mem_bytes),
         format_percent(outcome.mean_utilization),
         format_energy(outcome.energy_j),
@@ -179,11 +185,12 @@ class BoxUse(NamedTuple):
     since: float  # wall clock, s
     until: float
     gpus: int
-    jobs: int  # that had a GPU within it
+    jobs: int  # that had a GPU within it, here or at an engine
     ended: Mapping[str, int]  # state → jobs that ended within it
     held: float | None  # 0-1: the time for which a job had a GPU, of all GPUs
     utilization: float | None  # 0-1: of all GPU time, counting time without a job as 0
     gpu_s: float
+    engine_gpu_s: float  # of GPUs of engines; in none of the other figures of GPUs
     energy_j: float | None
 
 
@@ -195,10 +202,13 @@ def box_use(outcomes: Sequence[Outcome], gpus: int, since: float, until: float) 
     """
     ran = [one for one in outcomes if one.started_at is not None]
     spans: dict[str, list[tuple[float, float]]] = {}
-    busy_s, known, gpu_s = 0.0, False, 0.0
+    busy_s, known, gpu_s, engine_gpu_s = 0.0, False, 0.0, 0.0
     for one in ran:
         start, end = max(since, one.started_at or since), min(until, one.ended_at or until)
         if end <= start:
+            continue
+        if one.place is not None:
+            engine_gpu_s += (end - start) * one.place.count
             continue
         gpu_s += (end - start) * len(one.gpus)
         for gpu in one.gpus:
@@ -219,6 +229,7 @@ def box_use(outcomes: Sequence[Outcome], gpus: int, since: float, until: float) 
         held=min(1.0, held_s / whole_s) if whole_s else None,
         utilization=min(1.0, busy_s / whole_s) if whole_s and known else None,
         gpu_s=gpu_s,
+        engine_gpu_s=engine_gpu_s,
         energy_j=sum(energy) if energy else None,
     )
 
@@ -234,6 +245,7 @@ def use_json(use: BoxUse) -> dict[str, Any]:
         "held": _rounded(use.held, 4),
         "utilization": _rounded(use.utilization, 4),
         "gpu_s": _rounded(use.gpu_s),
+        "engine_gpu_s": _rounded(use.engine_gpu_s),
         "energy_j": _rounded(use.energy_j),
     }
 
@@ -249,9 +261,16 @@ def use_row(use: BoxUse) -> tuple[str, ...]:
         ", ".join(f"{count} {state}" for state, count in use.ended.items()),
         format_percent(use.held),
         format_percent(use.utilization),
-        format_duration(use.gpu_s),
+        _gpu_time(use.gpu_s, use.engine_gpu_s),
         format_energy(use.energy_j),
     )
+
+
+def _gpu_time(here_s: float, engines_s: float) -> str:
+    """GPU time for people; what engines gave is told apart."""
+    if not engines_s:
+        return format_duration(here_s)
+    return f"{format_duration(here_s)} + {format_duration(engines_s)} at engines"
 
 
 def _union_s(spans: Iterable[tuple[float, float]]) -> float:

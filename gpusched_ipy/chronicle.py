@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gpusched_ipy.job import Job, JobState
 from gpusched_ipy.lookup import OPEN_STATES, Lookup
+from gpusched_ipy.rows import parse_place
 
 if TYPE_CHECKING:
     from gpusched_ipy.accounting import Outcome
@@ -55,7 +56,14 @@ class Chronicle(Lookup):
                 " AND state = 'running'"
             )
         return [
-            Outcome(**dict(row) | {"state": JobState(row["state"]), "gpus": _uuids(row["gpus"])})
+            Outcome(
+                **dict(row)
+                | {
+                    "state": JobState(row["state"]),
+                    "gpus": _uuids(row["gpus"]),
+                    "place": parse_place(row["place"]),
+                }
+            )
             for row in rows
         ]
 

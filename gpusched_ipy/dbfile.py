@@ -20,7 +20,7 @@ from gpusched_ipy.locks import is_alive
 from gpusched_ipy.process import boot_id
 from gpusched_ipy.statedir import StateDir, open_private
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 # The write-ahead log and the free pages of the file are made so large in advance: on a full disk

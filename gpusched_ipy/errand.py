@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,11 +17,13 @@ from pathlib import Path
 from gpusched_ipy import calls, environment, oom
 from gpusched_ipy.engines import EngineState, Status
 from gpusched_ipy.engines.folder import JobFolder, Result, Task
-from gpusched_ipy.job import ACTIVE, Job, JobKind, JobState
+from gpusched_ipy.job import ACTIVE, Job, JobKind, JobState, Place
 from gpusched_ipy.outcome import Outcome
 from gpusched_ipy.statedir import StateDir, open_private
+from gpusched_ipy.text import clean
 
 _CHUNK = 1 << 20
+_NAMED = 400  # characters of what a node says of itself
 # What a node's program writes every five seconds is old after so many.
 LOST_S = 15.0
 # … and where the engine may only have forgotten a job that goes on.
@@ -46,6 +49,7 @@ class Errand:
     told_mono: float | None = None  # when the engine was last told to end it
     beat: int | None = None
     beat_mono: float = 0.0
+    claim_seen: bool = False  # that there is one, but not yet whose
     log_at: int = 0
     shown_at: int = 0
 
@@ -80,6 +84,9 @@ def open_errands(root: Path, mono: float) -> list[Errand]:
     """Every folder that lies there, whoever has made it."""
     found = []
     for path in sorted(root.iterdir()) if root.exists() else ():
+        if path.name.startswith("."):  # somebody was killed while he made or removed it
+            shutil.rmtree(path, ignore_errors=True)
+            continue
         parts = path.name.rsplit("-", 2)
         if len(parts) == 3 and parts[1].isdecimal() and path.is_dir():
             folder = JobFolder(path)
@@ -118,6 +125,18 @@ def pack(errand: Errand, job: Job, state: StateDir, log_cap: int) -> None:
         ),
         environment.take(state, spec.uid, spec.env_names, again=True),
         parcel if parcel.exists() else None,
+    )
+
+
+def place_of(errand: Errand, job: Job) -> Place:
+    """Where a node has begun it."""
+    claim = errand.folder.claimed or {}
+    host, gpus = claim.get("host"), claim.get("gpus")
+    return Place(
+        engine=job.spec.engine,
+        count=job.request.gpus,
+        host=None if host is None else clean(str(host), _NAMED),
+        gpus=clean(str(gpus), _NAMED) if gpus else None,
     )
 
 

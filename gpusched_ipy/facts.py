@@ -66,6 +66,11 @@ def _listed(values: Sequence[Any] | int) -> str:
     return str(values) if isinstance(values, int) else ", ".join(map(str, values))
 
 
+def _place(place: Mapping[str, Any]) -> str:
+    gpus = f"GPUs {place['gpus']}" if place["gpus"] else None
+    return ", ".join(part for part in (place["host"], gpus) if part)
+
+
 def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items())
 
@@ -81,6 +86,7 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
     **dict.fromkeys(("held", "requeue", "retry_oom", "oom"), lambda _: "yes"),
     "array": lambda array: f"{array['id']}, {array['index'] + 1} of {array['size']}",
     "request": _asked,
+    "place": _place,
     "argv": shlex.join,
     "expected_start_range": lambda ends: "\u2013".join(map(_moment, ends)),
     "mean_utilization": format_percent,

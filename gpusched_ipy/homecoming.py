@@ -43,7 +43,11 @@ class Homecoming:
         """Begin the job that a node has claimed; bring what it writes, and its end."""
         assert one.job_id is not None
         job = self._errands.jobs[one.job_id]
-        if one.folder.claimed is None:
+        claim = one.folder.claimed
+        if claim is None:
+            return
+        if not claim and not one.claim_seen:
+            one.claim_seen = True  # by whom is being written just now
             return
         if job.state is JobState.PENDING:
             begun = self._begin(one, job)
@@ -78,7 +82,8 @@ class Homecoming:
             current = self._store.job(job.id)
             if current.state is not JobState.PENDING or not one.of(current):
                 return None
-            claimed = self._store.claim(current, (), member=self._key)
+            place = errand.place_of(one, current)
+            claimed = self._store.claim(current, (), member=self._key, place=place)
             begun = self._store.take_over(
                 claimed.id, epoch=claimed.epoch, claimed_by=self._key, member=self._key
             )

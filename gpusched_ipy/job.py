@@ -162,6 +162,22 @@ class JobSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the last attempt of a job of an engine ran. Its GPUs are none of this machine's."""
+
+    engine: str
+    count: int  # GPUs, as asked for
+    host: str | None = None
+    gpus: str | None = None  # as the node calls them: "0,1", or UUIDs
+
+    @property
+    def uuids(self) -> tuple[str, ...]:
+        """Its GPUs, where the engine names them by their UUIDs."""
+        names = tuple((self.gpus or "").split(","))
+        return names if all(name.startswith(("GPU-", "MIG-")) for name in names) else ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job(Shown):
     """A job as the record has it. Times in ``*_at`` are wall clock (s); ``*_mono`` decide."""
 
@@ -181,7 +197,8 @@ class Job(Shown):
     oom_retried: bool = False  # it has had the one more try for that
     not_before_mono: float | None = None  # it waits until then, on the monotonic clock
     hold_reason: str | None = None  # why the queue itself has held it; None: its user has
-    gpus: tuple[str, ...] = ()  # UUIDs allocated, or of its last allocation
+    gpus: tuple[str, ...] = ()  # UUIDs allocated here, or of its last allocation
+    place: Place | None = None  # of a job of an engine, once it has begun
     reason: WaitReason | None = None
     reason_since: float | None = None  # wall clock, s
     submitted_at: float = 0.0

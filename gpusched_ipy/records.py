@@ -66,7 +66,8 @@ def job_json(
         "priority": job.priority,
         "effective_priority": round(effective, 3),
         "reason": why_it_waits(job),
-        "gpus": list(job.gpus),
+        "gpus": list(job.gpus or (job.place.uuids if job.place else ())),
+        "place": {"host": job.place.host, "gpus": job.place.gpus} if job.place else None,
         "request": {key: _plain(value) for key, value in request.items()},
         "argv": None if spec.argv is None else list(spec.argv),
         "cwd": spec.cwd,
@@ -151,7 +152,8 @@ def _run_s(job: Job, now: Instant) -> float | None:
 
 def _gpu_s(job: Job, now: Instant) -> float | None:
     run_s = _run_s(job, now)
-    return None if run_s is None else round(run_s * len(job.gpus), 3)
+    count = len(job.gpus) if job.place is None else job.place.count
+    return None if run_s is None else round(run_s * count, 3)
 
 
 def over_memory(job: Job) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import KeysView, Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any
@@ -18,6 +18,7 @@ from gpusched_ipy.job import (
     JobKind,
     JobSpec,
     JobState,
+    Place,
     Request,
     WaitCode,
     WaitReason,
@@ -26,7 +27,7 @@ from gpusched_ipy.rowsum import LATER, PLAIN, checksum
 
 _NAMES: dict[type, KeysView[str]] = {
     kind: dict.fromkeys(item.name for item in fields(kind)).keys()
-    for kind in (JobSpec, Request, ArrayPlace)
+    for kind in (JobSpec, Request, ArrayPlace, Place)
 }
 _plain = itemgetter(*PLAIN)
 
@@ -51,6 +52,7 @@ def to_row(job: Job, boot: str) -> dict[str, Any]:
         "oom_retried": int(job.oom_retried),
         "not_before": job.not_before_mono,
         "hold_reason": job.hold_reason,
+        "place": None if job.place is None else json.dumps(asdict(job.place)),
         "array_id": job.spec.array.id if job.spec.array else None,
         "job_key": key_of(job.spec),
     }
@@ -86,6 +88,8 @@ def to_job(row: Mapping[str, Any], *, newer: bool = False) -> Job:
         found["oom_retried"] = bool(row["oom_retried"])
         found["not_before_mono"] = row["not_before"]
         found["hold_reason"] = row["hold_reason"]
+    if "place" in row.keys() and row["place"] is not None:  # noqa: SIM118
+        found["place"] = parse_place(row["place"])
     return Job(**found)
 
 
@@ -94,6 +98,11 @@ def key_of(spec: JobSpec) -> str | None:
     if spec.key is None or spec.array is None:
         return spec.key
     return json.dumps([spec.key, sorted(spec.sweep.items())], ensure_ascii=True)
+
+
+def parse_place(text: str | None) -> Place | None:
+    """The place that :func:`to_row` wrote."""
+    return None if text is None else Place(**_known(Place, json.loads(text)))
 
 
 def in_this_boot(job: Job, row_boot: str, boot: str, *, wall: float, mono: float) -> Job:

@@ -20,7 +20,7 @@ COLUMNS = (
     *PLAIN,
 )
 # Columns of later schemas. crc covers those that have a value, so that older rows keep theirs.
-LATER = ("retried", "requeued", "oom", "oom_retried", "not_before", "hold_reason")
+LATER = ("retried", "requeued", "oom", "oom_retried", "not_before", "hold_reason", "place")
 
 _values = itemgetter(*COLUMNS)
 _later = itemgetter(*LATER)

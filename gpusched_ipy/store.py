@@ -21,6 +21,7 @@ from gpusched_ipy.job import (
     Job,
     JobSpec,
     JobState,
+    Place,
 )
 from gpusched_ipy.lookup import OPEN_STATES, Event, Lease
 from gpusched_ipy.process import boot_id
@@ -174,12 +175,14 @@ class Store(Wishes):
         member: str,
         mem_bytes: int | None = None,
         card_bytes: int | None = None,
+        place: Place | None = None,
     ) -> Job:
         """pending → starting: the job is ``member``'s, on these GPUs, as a new attempt.
 
         Args:
             mem_bytes: what it has declared.
             card_bytes: the memory of the smallest of these GPUs, where it is known.
+            place: where it runs, of a job of an engine.
         """
         attempt = os.urandom(16).hex()
         claimed = replace(
@@ -189,6 +192,7 @@ class Store(Wishes):
             attempt=attempt,
             attempts=job.attempts + 1,
             gpus=gpus,
+            place=place,
             reason=None,
             error=None,
             exit_code=None,

@@ -12,10 +12,19 @@ import pytest
 from helpers import FakeScript
 
 from gpusched_ipy import cli
-from gpusched_ipy.accounting import Outcome, account_row, accounts, box_use, by_day, by_name
+from gpusched_ipy.accounting import (
+    Outcome,
+    account_row,
+    accounts,
+    box_use,
+    by_day,
+    by_name,
+    outcome_row,
+    use_row,
+)
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Settings
-from gpusched_ipy.job import JobKind, JobSpec, JobState
+from gpusched_ipy.job import JobKind, JobSpec, JobState, Place
 
 GIB = 2**30
 DAY = 86400.0
@@ -53,6 +62,21 @@ def test_the_sums_of_a_name() -> None:
     assert (second.median_run_s, second.gpu_s) == (None, 0.0)
     assert (second.peak_mem_bytes, second.mean_utilization, second.energy_j) == (None, None, None)
     assert account_row(second)[-3:] == ("\u2013",) * 3, "unknown is never 0"
+
+
+def test_what_an_engine_gave_is_told_apart() -> None:
+    place = Place(engine="slurm", count=4, host="n1", gpus="0,1,2,3")
+    away = outcome(2, gpus=(), place=place, mean_utilization=None, energy_j=None)
+    assert away.gpu_s == 240.0
+    assert outcome_row(away)[6] == "4 min (slurm)"
+    (account,) = accounts([outcome(), away], by_name)
+    assert (account.gpu_s, account.engine_gpu_s) == (60.0, 240.0)
+    assert account.mean_utilization == 0.5
+    assert "60 s + 4 min at engines" in account_row(account)
+    use = box_use([outcome(), away], 2, NOON - 100.0, NOON)
+    assert (use.jobs, use.gpu_s, use.engine_gpu_s) == (2, 60.0, 240.0)
+    assert (use.held, use.utilization) == (60 / 200, 30 / 200), "of this machine's own GPUs"
+    assert "60 s + 4 min at engines" in use_row(use)
 
 
 def test_the_sums_of_a_day() -> None:

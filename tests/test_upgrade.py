@@ -32,7 +32,7 @@ def state() -> StateDir:
     return open_state_dir(Settings.load())
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[1, 2, 3])
 def schema(request: pytest.FixtureRequest) -> int:
     """Every schema that there was; the record of each was written by its own version."""
     return int(request.param)

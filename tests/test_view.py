@@ -22,6 +22,7 @@ from gpusched_ipy.job import (
     JobKind,
     JobSpec,
     JobState,
+    Place,
     Request,
     WaitCode,
     WaitReason,
@@ -264,6 +265,7 @@ KEYS = [
     "effective_priority",
     "reason",
     "gpus",
+    "place",
     "request",
     "argv",
     "cwd",
@@ -335,6 +337,22 @@ def test_the_json_of_a_job_that_ended() -> None:
     assert shown["array"] == {"id": "a", "index": 1, "size": 3}
     assert shown["usage"] == {"peak_mem_bytes": GIB, "mean_utilization": None, "energy_j": None}
     assert shown["request"]["begin_at"] == "2027-01-15T08:00:00.000+00:00"
+
+
+@pytest.mark.parametrize(
+    ("named", "uuids"), [("0,1", []), ("GPU-a,GPU-b", ["GPU-a", "GPU-b"]), (None, [])]
+)
+def test_the_json_says_where_a_job_of_an_engine_ran(named: str | None, uuids: list[str]) -> None:
+    job = make_job(
+        spec={"engine": "slurm", "request": Request(gpus=2)},
+        state=JobState.RUNNING,
+        started_at=NOW.wall - 10,
+        place=Place(engine="slurm", count=2, host="n1", gpus=named),
+    )
+    shown = job_json(job, NOW)
+    validate(shown, "job.json")
+    assert (shown["gpus"], shown["place"]) == (uuids, {"host": "n1", "gpus": named})
+    assert shown["gpu_s"] == 20.0
 
 
 @pytest.mark.parametrize("state", list(JobState))

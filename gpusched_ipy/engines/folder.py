@@ -110,8 +110,17 @@ class JobFolder:
             ) from exc
 
     def remove(self) -> None:
-        """Delete all of it; what is gone already is gone."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Delete all of it; what is gone already is gone.
+
+        It goes at once: half a folder, left by a kill, would lack the claim that stands in it, and
+        be taken for a job that has not begun.
+        """
+        gone = self.path.with_name(f".{self.key}.gone")
+        try:
+            os.rename(self.path, gone)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(gone, ignore_errors=True)
 
     # -- marks of the one who hands it over
 

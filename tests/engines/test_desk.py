@@ -349,7 +349,7 @@ def test_a_silent_node_is_a_lost_job(
     counter.round(2)
     (key,) = counter.engine.jobs
     (counter.engine.jobs[key].folder.path / "claim").write_text("{}")
-    counter.round()
+    counter.round(2)
     assert counter.show(job).state is JobState.RUNNING
     counter.engine.says[key] = Status(state=EngineState.FAILED, text="its node failed")
 
@@ -395,6 +395,35 @@ def test_whoever_takes_over_finds_the_job_wherever_it_stood(counter: Counter, wh
     assert (counter.show(job).state, counter.show(job).attempts) == (JobState.COMPLETED, 1)
     assert counter.folders() == []
     assert ran.read_text() == "ran\n"
+
+
+class KilledError(BaseException):
+    """What a kill does: nothing more of this agent happens."""
+
+
+def test_a_folder_that_was_being_removed_at_a_kill_speaks_for_nobody(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken back for a higher priority; its claim is gone, and the engine says cancelled."""
+    for number in range(3):
+        counter.submit(f"low{number}")
+    counter.round(2)
+    counter.submit("high", priority=5)
+
+    def half(path: Path, **_: object) -> None:
+        (path / "claim").unlink()
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gpusched_ipy.engines.folder.shutil.rmtree", half)
+        with pytest.raises(KilledError):
+            counter.round(3)
+    assert len(counter.engine.cancels) == 1
+    counter.open()
+    counter.round(4)
+    assert {job.state for job in counter.store.jobs(ended=True)} == {JobState.PENDING}
+    assert len(counter.folders()) == counter.engine.gpus + 2
+    assert any("high" in key for key in counter.engine.submits)
 
 
 def test_a_dependency_holds_at_an_engine(counter: Counter) -> None:

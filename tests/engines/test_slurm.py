@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,8 +18,10 @@ from gpusched_ipy.engines import EngineState
 from gpusched_ipy.engines.registry import make_engine
 from gpusched_ipy.engineslist import listed
 from gpusched_ipy.errors import UserError
+from gpusched_ipy.facts import facts
 from gpusched_ipy.handle import submit
-from gpusched_ipy.job import Job, JobState
+from gpusched_ipy.job import Job, JobState, Place
+from gpusched_ipy.look import job_record
 from gpusched_ipy.summon import AgentLock, ensure_agent
 from tests.engines.doomed import POINTS
 from tests.engines.slurmcluster import SlurmCluster
@@ -52,6 +55,18 @@ def test_it_is_listed_with_its_version_and_gpus(queue: Queue, slurm: SlurmCluste
     (found,) = [one for one in listed(queue.settings) if one["name"] == "slurm"]
     assert (found["ready"], found["gpus"]) == (True, 2)
     assert found["version"]
+
+
+def test_where_a_job_ran_and_what_it_cost_is_recorded(queue: Queue, slurm: SlurmCluster) -> None:
+    job = ended(queue, shell(queue, "sleep 0.5", gpus=2))
+    assert job.place == Place(engine="slurm", count=2, host=socket.gethostname(), gpus="0,1")
+    record = job_record(queue, job)
+    assert (record["gpus"], record["place"]["gpus"]) == ([], "0,1")
+    assert record["gpu_s"] == pytest.approx(2 * record["run_s"], abs=0.002)
+    told = dict(facts(record))
+    assert told["place"] == f"{socket.gethostname()}, GPUs 0,1"
+    (outcome,) = queue.store.outcomes(0.0)
+    assert outcome.gpu_s == pytest.approx(record["gpu_s"], abs=0.002)
 
 
 def test_its_own_reason_is_told_in_plain_words(queue: Queue, slurm: SlurmCluster) -> None:
