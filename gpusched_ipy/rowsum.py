@@ -20,7 +20,8 @@ COLUMNS = (
     *PLAIN,
 )
 # Columns of later schemas. crc covers those that have a value, so that older rows keep theirs.
-LATER = ("retried", "requeued", "oom", "oom_retried", "not_before", "hold_reason", "place")
+LATER = ("retried", "requeued", "oom", "oom_retried", "not_before", "hold_reason")
+PLACE = "place"  # of schema 4; the same holds for it
 
 _values = itemgetter(*COLUMNS)
 _later = itemgetter(*LATER)
@@ -33,4 +34,6 @@ def checksum(row: Mapping[str, Any]) -> int:
     columns = row.keys()  # a row of SQLite itself looks among its values
     if LATER[0] in columns and any(_later(row)):
         values += [[name, row[name]] for name in LATER if row[name]]
+    if PLACE in columns and row[PLACE]:
+        values.append([PLACE, row[PLACE]])
     return zlib.crc32(_encode(values).encode("ascii"))

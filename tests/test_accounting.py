@@ -72,11 +72,11 @@ def test_what_an_engine_gave_is_told_apart() -> None:
     (account,) = accounts([outcome(), away], by_name)
     assert (account.gpu_s, account.engine_gpu_s) == (60.0, 240.0)
     assert account.mean_utilization == 0.5
-    assert "60 s + 4 min at engines" in account_row(account)
+    assert "1 min + 4 min at engines" in account_row(account)
     use = box_use([outcome(), away], 2, NOON - 100.0, NOON)
     assert (use.jobs, use.gpu_s, use.engine_gpu_s) == (2, 60.0, 240.0)
     assert (use.held, use.utilization) == (60 / 200, 30 / 200), "of this machine's own GPUs"
-    assert "60 s + 4 min at engines" in use_row(use)
+    assert "1 min + 4 min at engines" in use_row(use)
 
 
 def test_the_sums_of_a_day() -> None:
