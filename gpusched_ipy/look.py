@@ -11,7 +11,7 @@ from gpusched_ipy.api import Queue
 from gpusched_ipy.attribution import attribute
 from gpusched_ipy.backends import Detail
 from gpusched_ipy.expected import ExpectedStarts
-from gpusched_ipy.folding import folded_rows
+from gpusched_ipy.folding import entry_rows, folded_rows
 from gpusched_ipy.job import ExpectedStart, Job, JobState
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.openjobs import OpenJobs
@@ -123,11 +123,26 @@ def job_table(
         fold: one row for each sweep.
     """
     shown = list(jobs)
-    indices: dict[str, int | None] = {}
     monitor = monitor or Monitor(queue.settings, queue.clock, queue.state.root)
     starts = expected_starts(queue, shown, monitor)
-    if any(job.gpus for job in shown):
-        snapshot = monitor.latest() or monitor.read_now(1.0, Detail.LOAD)
-        indices = {gpu.uuid: gpu.index for gpu in snapshot.gpus}
+    indices = _indices(shown, monitor)
     arrays = queue.arrays(shown) if fold else {}
     return folded_rows(shown, arrays, queue.clock.now(), indices=indices, starts=starts)
+
+
+def first_rows(queue: Queue, limit: int, monitor: Monitor) -> tuple[list[JobRow], int]:
+    """The first rows of a long queue in the order of the line, and how many rows there are.
+
+    What is behind them is not read, so nothing is said of when they are expected to start.
+    """
+    entries, total = queue.folded_page(0, limit)
+    indices = _indices([entry.job for entry in entries], monitor)
+    return entry_rows(entries, queue.clock.now(), indices=indices), total
+
+
+def _indices(jobs: Iterable[Job], monitor: Monitor) -> Mapping[str, int | None]:
+    """The index of each GPU's UUID, where one of these jobs has a GPU and a quick reading tells."""
+    if not any(job.gpus for job in jobs):
+        return {}
+    snapshot = monitor.latest() or monitor.read_now(1.0, Detail.LOAD)
+    return {gpu.uuid: gpu.index for gpu in snapshot.gpus}

@@ -15,7 +15,7 @@ from gpusched_ipy.job import FINAL, Job, JobKind, JobState
 from gpusched_ipy.joblog import SHOWN_KINDS, follow, shown, written
 from gpusched_ipy.kernel import KernelSession
 from gpusched_ipy.lines import Arguments, parse_queue
-from gpusched_ipy.look import Look, damage, job_record, job_records, job_table
+from gpusched_ipy.look import Look, damage, first_rows, job_record, job_records, job_table
 from gpusched_ipy.terminal import SafeText, plain_table, safe_text, show_table
 from gpusched_ipy.view import (
     GPU_COLUMNS,
@@ -28,6 +28,7 @@ from gpusched_ipy.view import (
     html_table,
 )
 
+MOST_ROWS = 200  # of a long queue that is shown without a wish for more
 _RECORDED_S = 1.0  # the last output of a cell that has just ended may still be on its way
 
 
@@ -68,18 +69,36 @@ class Notebook:
         self._session.changed()
 
     def _list(self, asked: Arguments) -> None:
+        counts = self._queue.counts()
+        if not (asked.all or asked.json or asked.members) and sum(counts.values()) > MOST_ROWS:
+            self._list_first(counts["running"], counts["waiting"] + counts["held"])
+            return
         jobs = self._queue.list(all=asked.all)
         if asked.json:
             _print_json(job_records(self._queue, jobs, self._session.monitor))
             return
         running = sum(1 for job in jobs if job.state is JobState.RUNNING)
         waiting = sum(1 for job in jobs if job.state is JobState.PENDING)
+        self._jobs(jobs, self._caption(running, waiting), fold=not asked.members)
+
+    def _list_first(self, running: int, waiting: int) -> None:
+        """A long queue: its first rows, at once; a notebook has no use for a hundred thousand."""
+        rows, total = first_rows(self._queue, MOST_ROWS, self._session.monitor)
+        caption = self._caption(running, waiting)
+        if total > len(rows):
+            caption += (
+                f"; the first {len(rows)} of {total} rows: %gpupanel turns the pages, "
+                "%gpuq list --members shows every job"
+            )
+        self._table(JOB_COLUMNS, rows, caption, numeric=("id", "priority"))
+
+    def _caption(self, running: int, waiting: int) -> str:
         caption = f"{running} running, {waiting} waiting; higher priority runs first"
         if drained := self._queue.drained:
             caption += f"; the queue is drained ({drained}): %gpuq resume starts jobs again"
         if damaged := self._queue.store.damaged:
             caption += f"; {damage(damaged)}"
-        self._jobs(jobs, caption, fold=not asked.members)
+        return caption
 
     def _show(self, asked: Arguments) -> None:
         job = self._queue.show(asked.id)

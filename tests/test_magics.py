@@ -116,6 +116,30 @@ def test_the_verbs_do_what_they_say(kernel: Kernel) -> None:
 
 
 @pytest.mark.kernel
+def test_a_long_queue_is_shown_by_its_first_rows(tmp_path: Path) -> None:
+    with started(tmp_path) as kernel:
+        kernel.fake.take()
+        kernel.run("%gpurun --sweep n=1..300 --name grid -- true {n}")
+        shown = table(kernel.run("%gpuq"))
+        assert "grid \u00d7300" in shown
+        assert "0 running, 300 waiting" in shown
+        assert "rows" not in shown, "a sweep is one row"
+        kernel.run(
+            "from gpusched_ipy import Queue\n"
+            "queue = Queue()\n"
+            "with queue.store.writing():\n"
+            "    for number in range(250):\n"
+            "        queue.submit(['true'], name=f'job{number}')"
+        )
+        shown = table(kernel.run("%gpuq"))
+        assert "job0 " in shown
+        assert "job249" not in shown
+        assert "0 running, 550 waiting" in shown
+        assert "the first 200 of 251 rows" in shown
+        assert "job249" in table(kernel.run("%gpuq list --members"))
+        kernel.run("%gpuq cancel grid job*")
+
+
 def test_gpus_as_a_table_and_as_json(kernel: Kernel) -> None:
     shown = kernel.run("%gpus").displays[0]["data"]
     assert "Fake A100" in shown["text/plain"]
