@@ -189,12 +189,12 @@ class Isolated:
         """Refuse what a submit would refuse of the inputs and outputs; nothing is sent.
 
         Raises:
-            UserError: a variable is missing or does not pickle, or a sweep would bring one back.
+            UserError: a variable is missing, does not pickle or is too large; or each job of a
+                sweep would bring it back.
         """
         if fields.get("sweep"):
             _refuse_outputs(isolation)
-        for name, why in parcel.unfit(self._parcel("", isolation).values).items():
-            raise UserError(f"--in {name}: {why}")
+        parcel.check(self._parcel("", isolation).values)
 
     def _sent_off(self, uid: str, isolation: Isolation) -> Away:
         namespace = self._front.shell.user_ns

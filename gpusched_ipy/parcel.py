@@ -69,9 +69,24 @@ def send(state: StateDir, job_uid: str, parcel: Parcel) -> None:
         raise UserError(f"the inputs cannot be written: {exc.strerror}") from exc
     except Exception as exc:  # reducing an object runs code of its owner
         # One by one only now: together they keep what they share.
-        for name, why in unfit(parcel.values).items():
-            raise UserError(f"--in {name}: {why}") from exc
+        check(parcel.values)
         raise UserError(f"the inputs together: {_together(exc, parcel.values)}") from exc
+
+
+def check(values: Mapping[str, Any]) -> None:
+    """Refuse inputs that could not be sent; nothing is written.
+
+    Raises:
+        UserError: one does not pickle or is too large, or all together are.
+    """
+    for name, why in unfit(values).items():
+        raise UserError(f"--in {name}: {why}")
+    try:
+        size = _size(dict(values))
+    except Exception as exc:  # reducing an object runs code of its owner
+        raise UserError(f"the inputs together: {_why_not(exc)}") from exc
+    if size > MAX_CALL_BYTES:
+        raise UserError(f"the inputs together: {_too_large(size, 'write large data to files')}")
 
 
 def receive(state: StateDir, job_uid: str) -> Parcel:
