@@ -52,7 +52,8 @@ def killed(queue: Queue) -> int:
     """The agent, which is dead now."""
     pid = agent_of(queue)
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: start_ticks(pid) is None, 60, "its end")
+    # The last of its threads takes its locks along.
+    wait_until(lambda: running_agent(queue.state, queue.store) != pid, 60, "its end")
     return pid
 
 
