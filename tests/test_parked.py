@@ -332,12 +332,18 @@ def begin(
         os.close(log)
 
 
+def the_parked() -> psutil.Process:
+    """The one interpreter that waits here; other tests may have left other processes."""
+    (found,) = [one for one in psutil.Process().children() if "parkedmain" in str(one.cmdline())]
+    return found
+
+
 def test_one_of_another_recipe_is_dismissed_before_the_job_begins(
     waiting: ParkedInterpreter, tmp_path: Path
 ) -> None:
     start = recipe("callable", argv_of("callmain"), dict(os.environ), ())
     waiting.park(start)
-    (child,) = psutil.Process().children()
+    child = the_parked()
     other = recipe("callable", argv_of("callmain"), {"LANG": "C"}, ())
     assert begin(waiting, other, tmp_path)[0] is None
     assert not child.is_running()
@@ -357,7 +363,7 @@ def test_a_stopped_one_is_the_process_of_the_job(
     """It may go on at any time: a second start beside it could run the job twice."""
     start = recipe("callable", argv_of("callmain"), dict(os.environ), ())
     waiting.park(start)
-    (found,) = psutil.Process().children()
+    found = the_parked()
     found.suspend()
     wait_until(lambda: found.status() == psutil.STATUS_STOPPED, what="it is stopped")
     monkeypatch.setattr(interpreter, "PATIENCE_S", 0.1)
@@ -373,7 +379,7 @@ def test_a_stopped_one_is_the_process_of_the_job(
 
 def test_it_leaves_when_nobody_can_give_it_an_order(waiting: ParkedInterpreter) -> None:
     waiting.park(recipe("callable", argv_of("callmain"), dict(os.environ), ()))
-    (found,) = psutil.Process().children()
+    found = the_parked()
     assert waiting._channel is not None
     waiting._channel.close()
     wait_until(lambda: not alive(found), what="it has left")
