@@ -50,7 +50,12 @@ class RayHead:
             f"--num-gpus={gpus}", "--num-cpus=4", "--object-store-memory=80000000",
             '--resources={"accelerator_type:A100": 1}', f"--temp-dir={self.folder}", *_ANY_PORT,
         ]  # fmt: skip
-        env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        # It outlives the test that starts it, whose folders are no business of its jobs.
+        env = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("RAY_", "XDG_", "IPYTHONDIR", "GPUSCHED_"))
+        }
         env |= {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_file),
             "RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0",
