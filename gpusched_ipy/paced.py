@@ -16,6 +16,7 @@ from gpusched_ipy.records import expected_text
 
 _SHARE = 100  # forecasts take at most one part in so many of the time
 _FIRST = 50  # jobs in line; further ones start too late for a forecast that is worth its time
+_MOST = 10_000  # open jobs: reading more of them would hold up the screen for seconds
 
 
 class PacedStarts:
@@ -27,6 +28,7 @@ class PacedStarts:
     """
 
     def __init__(self, queue: Queue, monitor: Monitor, every_s: float = 5.0) -> None:
+        self._queue = queue
         self._clock = queue.clock
         self._monitor = monitor
         self._source = ExpectedStarts(queue, monitor)
@@ -45,6 +47,7 @@ class PacedStarts:
             return self._found
         snapshot = self._monitor.latest(Detail.PROCESSES)
         good = snapshot is not None and snapshot.problem is None
+        good = good and sum(self._queue.counts().values()) <= _MOST
         self._found = self._source.now(snapshot, limit=_FIRST) if good else {}
         done = self._clock.now().mono
         self._due = done + max(self._every_s, _SHARE * (done - begun))
