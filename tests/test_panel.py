@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from helpers import GIB, FakeScript, wait_until
 
+from gpusched_ipy import paced
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Instant, Settings
 from gpusched_ipy.entries import Entry
@@ -382,6 +383,18 @@ class TestLoop:
         assert told[held] is None
         assert told[one].startswith("about ")
         assert told[one].endswith("; 6 past runs)")
+
+    @pytest.mark.parametrize(("most", "asked"), [(1, 1), (0, 0)])
+    def test_no_forecast_is_made_of_more_jobs_than_a_screen_can_wait_for(
+        self, page: Page, monkeypatch: pytest.MonkeyPatch, most: int, asked: int
+    ) -> None:
+        submit(page.queue, "one")
+        assert page.monitor.read_now().problem is None
+        monkeypatch.setattr(paced, "_MOST", most)
+        starts, calls = paced.PacedStarts(page.queue, page.monitor), []
+        monkeypatch.setattr(starts._source, "now", lambda *_, **more: calls.append(more) or {})
+        assert starts.renew() == {}
+        assert len(calls) == asked
 
     def test_what_is_saved_is_renewed_when_jobs_have_moved_and_not_otherwise(
         self, page: Page, monkeypatch: pytest.MonkeyPatch
