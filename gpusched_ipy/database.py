@@ -11,7 +11,6 @@ import json
 import os
 import sqlite3
 import threading
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Self
@@ -26,11 +25,9 @@ from gpusched_ipy.dbfile import (
     schema_version,
 )
 from gpusched_ipy.errors import StateDirError, StoreError
+from gpusched_ipy.forks import let_forks_pass, meet_forks, refuse_torn
 from gpusched_ipy.statedir import StateDir, create_private, is_ours_alone, open_private
 from gpusched_ipy.writelock import WriteLock
-
-# A fork waits so long for a write of another thread; one that hangs must not hang the fork.
-_FORK_WAIT_S = 5.0
 
 
 class Database:
@@ -54,7 +51,7 @@ class Database:
         self._clock = clock or SystemClock()
         self._mutex = threading.RLock()
         self._queue_lock = WriteLock(state.queue_lock, patience_s)
-        self._depth = 0
+        self._writer: int | None = None  # the thread that is in a write
         self._rang = False
         self._pid = os.getpid()
         self.read_only: str | None = None  # why, where a newer version has written the record
@@ -64,7 +61,8 @@ class Database:
         self._rings_by: dict[int, int] = {}  # the same of each thread
         self._seen: dict[int, tuple[int, int]] = {}  # by each thread
         self._damaged: set[int] = set()  # the jobs that were found so
-        _OPEN.add(self)
+        meet_forks(self)
+        refuse_torn()
         with self._mutex, self._queue_lock:
             self._db = self._open()
 
@@ -73,8 +71,7 @@ class Database:
         """``opened`` as one of this class: the same file, not opened again. It alone is used on."""
         found = cls.__new__(cls)
         vars(found).update(vars(opened))
-        _OPEN.discard(opened)
-        _OPEN.add(found)
+        meet_forks(found, instead_of=opened)
         return found
 
     def close(self) -> None:
@@ -94,13 +91,14 @@ class Database:
             StoreError: the record cannot be written (full disk, damage, somebody who is stopped in
                 a write of his own for longer than our patience); nothing has changed.
         """
+        if self._writer == threading.get_ident():
+            yield self
+            return
+        let_forks_pass()
         with self._mutex:
-            if self._depth:
-                yield self
-                return
             self._check_process()
             with self._queue_lock:
-                self._depth, self._rang = 1, False
+                self._writer, self._rang = threading.get_ident(), False
                 try:
                     with _readable_errors(self.state):
                         self._begin(durable)
@@ -112,7 +110,7 @@ class Database:
                                 self._db.execute("ROLLBACK")
                             raise
                 finally:
-                    self._depth = 0
+                    self._writer = None
             if self._rang:
                 self._rings += 1
                 me = threading.get_ident()
@@ -127,16 +125,12 @@ class Database:
 
     def changed_by_others(self) -> bool:
         """Whether any other process or thread has written since this was last asked (µs)."""
+        (version,) = self._query("PRAGMA data_version")[0]
         with self._mutex:
-            (version,) = self._query("PRAGMA data_version")[0]
             me = threading.get_ident()
             now = (version, self._rings - self._rings_by.get(me, 0))
             before, self._seen[me] = self._seen.get(me), now
             return before != now
-
-    def before_fork(self) -> Any:
-        """Wait until no other thread is inside SQLite: a child could never take its locks back."""
-        return self._mutex if self._mutex.acquire(timeout=_FORK_WAIT_S) else None
 
     def sync(self) -> None:
         """Make durable what was written without being so.
@@ -169,10 +163,15 @@ class Database:
             self.read_only = newer(version)
             raise StoreError(self.read_only)
 
+    @property
+    def mutex(self) -> threading.RLock:
+        """Held by whichever thread is inside SQLite."""
+        return self._mutex
+
     def after_fork(self) -> None:
         """In the child: the mutex was that of the parent's threads."""
         self._mutex = threading.RLock()
-        self._depth = 0
+        self._writer = None
 
     def _event(
         self, job_id: int | None, attempt: str | None, what: str, data: Mapping[str, Any]
@@ -190,6 +189,8 @@ class Database:
         return 0 if row is None else int(row["seq"])
 
     def _query(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        if self._writer != threading.get_ident():
+            let_forks_pass()
         with self._mutex, _readable_errors(self.state):
             self._check_process()
             # All at once: a statement half read keeps an old snapshot, from which none can write.
@@ -199,6 +200,7 @@ class Database:
         return next(iter(self._query(query, values)), None)
 
     def _check_process(self) -> None:
+        refuse_torn()
         if self._pid != os.getpid():
             # The connection belongs to the parent: closing it here would drop the parent's locks.
             self._pid = os.getpid()
@@ -228,30 +230,6 @@ class Database:
 
 
 _ABANDONED: list[sqlite3.Connection] = []
-_OPEN: weakref.WeakSet[Database] = weakref.WeakSet()
-_HELD: list[Any] = []  # the mutexes that a fork holds
-
-
-def _before_fork() -> None:
-    _HELD.extend(held for database in tuple(_OPEN) if (held := database.before_fork()))
-
-
-def _after_fork_in_parent() -> None:
-    while _HELD:
-        _HELD.pop().release()
-
-
-def _after_fork_in_child() -> None:
-    _HELD.clear()
-    for database in tuple(_OPEN):
-        database.after_fork()
-
-
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)
 
 
 def _make_private(state: StateDir) -> None:

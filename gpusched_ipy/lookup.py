@@ -78,18 +78,17 @@ class Lookup(Database):
 
     def changed_since(self, rev: int | None) -> tuple[int, list[Job]]:
         """The newest revision, and every job changed after ``rev`` (None: the open ones)."""
-        with self._mutex:
-            newest = self._query("SELECT max(rev) FROM jobs")[0][0] or 0
-            if rev is None:
-                return newest, [job for part in self._open_in_parts() for job in part]
-            if newest <= rev:
-                return rev, []
-            # What came between the two queries is found again next time: harmless.
-            return newest, self._many(
-                # Left to itself SQLite goes through all jobs by id, which spares it a sort.
-                "SELECT * FROM jobs INDEXED BY jobs_by_rev WHERE rev > ? ORDER BY id",
-                (rev,),
-            )
+        newest = self._query("SELECT max(rev) FROM jobs")[0][0] or 0
+        if rev is None:
+            return newest, [job for part in self._open_in_parts() for job in part]
+        if newest <= rev:
+            return rev, []
+        # What comes between the two queries is found again next time: harmless.
+        return newest, self._many(
+            # Left to itself SQLite goes through all jobs by id, which spares it a sort.
+            "SELECT * FROM jobs INDEXED BY jobs_by_rev WHERE rev > ? ORDER BY id",
+            (rev,),
+        )
 
     def _open_in_parts(self) -> Iterator[list[Job]]:
         """The open jobs in order of id, so many at a time that their rows stay in the caches."""

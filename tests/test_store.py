@@ -7,6 +7,7 @@ import random
 import signal
 import sqlite3
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -308,11 +309,7 @@ def test_threads_and_forks_may_use_it(store: Store) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    child = os.fork()
-    if child == 0:
-        store.submit(spec("from the child"))
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
+    assert os.waitpid(_submit_in_child(store, 0), 0)[1] == 0
     store.submit(spec("from the parent"))
     assert len(store.jobs()) == 10
 
@@ -333,18 +330,66 @@ def test_forks_in_the_middle_of_writes_may_use_it(store: Store) -> None:
     threads = [threading.Thread(target=write), threading.Thread(target=read)]
     for thread in threads:
         thread.start()
-    statuses = [os.waitpid(_submit_in_child(store, number), 0)[1] for number in range(20)]
-    over.set()
-    for thread in threads:
-        thread.join()
+    try:
+        statuses = [os.waitpid(_submit_in_child(store, number), 0)[1] for number in range(20)]
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
     assert statuses == [0] * 20
     assert len(store.jobs()) == 21
+
+
+def test_the_child_of_a_torn_fork_says_so(
+    store: Store, state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write that hangs must not hang the fork, nor must what it had hang the child."""
+    monkeypatch.setattr("gpusched_ipy.forks._WAIT_S", 0.05)
+    inside, over = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        with store.writing():
+            inside.set()
+            over.wait()
+
+    thread = threading.Thread(target=hang)
+    thread.start()
+    assert inside.wait(60)
+    try:
+        told = [_told_in_child(use) for use in (store.jobs, lambda: Store(state))]
+    finally:
+        over.set()
+        thread.join()
+    assert all("forked during a write" in text for text in told), told
+    assert _told_in_child(store.jobs) == "", "the next fork is whole again"
+
+
+def _told_in_child(use: Callable[[], object]) -> str:
+    """What a forked child gets to hear where it uses the record."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)
+        try:
+            use()
+        except StoreError as exc:
+            os.write(write, str(exc).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, encoding="utf-8") as told:
+        text = told.read()
+    os.waitpid(child, 0)
+    return text
 
 
 def _submit_in_child(store: Store, number: int) -> int:
     child = os.fork()
     if child == 0:
-        signal.alarm(20)  # a child that waits for ever is a failure, not a hang
+        # A child that waits for ever is a failure, not a hang, even if Python does not run again.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)
         try:
             store.submit(spec(f"child {number}"))
             os._exit(0)
