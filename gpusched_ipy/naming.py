@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from gpusched_ipy.errors import JobNotFoundError, UserError
@@ -67,12 +68,13 @@ def _by_name(store: Store, name: str) -> list[int]:
 
 
 def _array(store: Store, text: str) -> str:
-    if text.isdecimal() and len(text) < 10:
-        array = store.job(int(text)).spec.array
-        if array is None:
-            raise UserError(f"job {text} is no member of a sweep")
-        return array.id
     found = store.arrays_like(text) if text else []
+    if text.isdecimal() and text not in found:
+        with suppress(JobNotFoundError):  # then it may be the beginning of an id, of digits alone
+            array = store.job(int(text)).spec.array
+            if array is None:
+                raise UserError(f"job {text} is no member of a sweep")
+            return array.id
     if len(found) > 1:
         raise UserError(f"{ARRAY}{text} stands for {len(found)} sweeps; give more of the id")
     if not found:

@@ -228,7 +228,8 @@ def test_two_scripts_never_have_it_at_once(queue: Queue) -> None:
 
 HOLD = (
     "import sys, time\nfrom gpusched_ipy import gpuqueue\n"
-    "with gpuqueue() as gpu:\n    print(gpu.job_id, flush=True)\n    time.sleep(1000)"
+    # One long sleep would miss a signal that comes right before it: Python does not look again.
+    "with gpuqueue() as gpu:\n    print(gpu.job_id, flush=True)\n    while True: time.sleep(0.1)"
 )
 
 

@@ -18,6 +18,7 @@ from gpusched_ipy.errors import InvalidTransitionError, JobNotFoundError, StoreE
 from gpusched_ipy.job import (
     FINAL,
     TRANSITIONS,
+    ArrayPlace,
     Job,
     JobKind,
     JobSpec,
@@ -215,6 +216,18 @@ def test_names_and_patterns(store: Store) -> None:
     ids = [store.submit(spec(f"u{name}", name=name)).id for name in ("prep", "prep[1]", "train")]
     assert [job.id for job in store.named("prep*")] == ids[:2]
     assert [job.id for job in store.named("prep[1]")] == [ids[1]]
+
+
+def test_the_id_of_a_sweep_may_be_digits_alone(store: Store) -> None:
+    places = [ArrayPlace(id=name, index=0, size=1) for name in ("421783e0", "2ab", "ff")]
+    jobs = store.submit_all([spec(str(place), array=place) for place in places])
+    alone = store.submit(spec("alone"))
+    assert resolve(store, ["array:421783"]) == (jobs[0].id,)
+    assert resolve(store, ["array:2"]) == (jobs[1].id,), "the number of a member comes first"
+    with pytest.raises(UserError, match=f"job {alone.id} is no member of a sweep"):
+        resolve(store, [f"array:{alone.id}"])
+    with pytest.raises(JobNotFoundError):
+        resolve(store, ["array:5"])
 
 
 def test_times_of_another_boot_are_estimated(
