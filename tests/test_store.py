@@ -327,8 +327,11 @@ def test_threads_and_forks_may_use_it(store: Store) -> None:
     assert len(store.jobs()) == 10
 
 
-def test_forks_in_the_middle_of_writes_may_use_it(store: Store) -> None:
+def test_forks_in_the_middle_of_writes_may_use_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Other threads of the parent write and read all the time; none of them is in the child."""
+    monkeypatch.setattr("gpusched_ipy.forks._WAIT_S", 60.0)  # however slow the disk is
     over = threading.Event()
 
     def write() -> None:
