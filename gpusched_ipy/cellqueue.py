@@ -164,6 +164,7 @@ class CellQueue:
         if wait:
             return self._await_isolated(away)
         self._session.sending()
+        self._session.onward.run_again(away.cell_id)
         self._isolated.show(away)
         return self._session.queue.show(away.job_id)
 
@@ -179,6 +180,7 @@ class CellQueue:
                 raise
         else:
             self._session.sending()
+            self._session.onward.run_again(sent[0].cell_id)
             for away in sent:
                 self._isolated.show(away)
         return self._session.queue.show(sent[0].job_id)

@@ -72,6 +72,17 @@ class Lookup(Database):
         found = self._many(f"SELECT * FROM jobs {where} ORDER BY id DESC {tail}")
         return found[::-1]
 
+    def by_uid(self, uid: str) -> Job:
+        """The job that was submitted under that uid.
+
+        Raises:
+            JobNotFoundError: there is none.
+        """
+        found = self._one("SELECT * FROM jobs WHERE uid = ?", (uid,))
+        if found is None:
+            raise JobNotFoundError(uid)
+        return found
+
     def named(self, pattern: str) -> list[Job]:
         """Jobs whose name matches a pattern with ``*`` and ``?``, oldest first."""
         return self._many("SELECT * FROM jobs WHERE name GLOB ? ORDER BY id", (_glob(pattern),))
