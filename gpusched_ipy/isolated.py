@@ -284,7 +284,10 @@ class Isolated:
                 return None
             states = self._queue().store.states([item.job_id for item in away])
             for item in away:
-                self._follow(item, states.get(item.job_id, JobState.LOST))
+                if item.job_id in states:
+                    self._follow(item, states[item.job_id])
+                else:  # somebody has purged it
+                    self._away.pop(item.uid).follower.close()
             running = any(item.state in ACTIVE for item in away)
         return _FOLLOW_S if running else _REFRESH_S
 

@@ -41,6 +41,12 @@ def named(store: Store, references: Iterable[object]) -> Iterator[Named]:
 
 
 def _named(store: Store, part: str) -> Named:
+    if not part:
+        raise UserError("a job is named by 12, 14-16, its name, prep* or array:12; this is empty")
+    try:
+        part.encode()
+    except UnicodeEncodeError:
+        raise JobNotFoundError(ascii(part)) from None
     if len(part) > _LONGEST:
         raise JobNotFoundError(f"{part[:_LONGEST]}…")
     if part.isdecimal():

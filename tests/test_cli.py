@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -735,3 +736,41 @@ def test_list_of_many_jobs_is_quick(queue: Queue) -> None:
 def test_errors_name_the_command() -> None:
     with pytest.raises(UserError, match="gpusched cancel --help"):
         cli.parse(["cancel"])
+
+
+def in_a_shell(line: str) -> subprocess.CompletedProcess[bytes]:
+    command = shlex.join(GPUSCHED)
+    return subprocess.run(["bash", "-c", line.format(g=command)], capture_output=True, check=False)
+
+
+def test_closed_and_full_outputs_are_no_tracebacks(fake: FakeScript) -> None:
+    done = in_a_shell("{g} submit --hold -n first -- true >&-")
+    assert (done.returncode, done.stderr) == (0, b""), "it is queued: a script must not try again"
+    assert gpusched("show", "first", "--json").json["state"] == "pending"
+    done = in_a_shell("{g} list >/dev/full")
+    assert done.returncode == 1
+    assert (
+        done.stderr.decode() == "gpusched: the output cannot be written: No space left on device\n"
+    )
+    assert in_a_shell("{g} list >&- 2>&-").returncode == 0
+
+
+def test_bytes_that_are_no_text_are_refused_in_one_line(fake: FakeScript, tmp_path: Path) -> None:
+    for line, status in (
+        ("{g} submit -n $'\\xff' -- true", 2),
+        ("{g} submit --key $'\\xff' -- true", 2),
+        ("{g} submit --after $'\\xff' -- true", 1),
+        ("{g} show $'\\xff'", 1),
+        ("{g} show ''", 1),
+    ):
+        done = in_a_shell(line)
+        assert (done.returncode, len(done.stderr.splitlines())) == (status, 1), (line, done.stderr)
+    program = f"{tmp_path}/t$'\\xe9'"
+    done = in_a_shell(f"cp /bin/true {program} && {{g}} submit --hold -- {program}")
+    assert done.returncode == 0, done.stderr
+    assert "t\\udce9" in gpusched("list").out
+
+
+def test_purge_takes_one_word_for_what_goes(fake: FakeScript) -> None:
+    refused = gpusched("purge", "--older-than", "1d", "--all", status=2)
+    assert "not allowed with argument" in refused.err
