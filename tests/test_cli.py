@@ -627,6 +627,22 @@ def test_a_table_on_a_terminal_takes_nothing_for_markup(fake: FakeScript) -> Non
         wait_until(lambda: "[red]x[/red]" in shown())
 
 
+def test_a_narrow_terminal_gets_fewer_columns(
+    fake: FakeScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit("--hold", "-n", "a-name-of-some-length", "--", "ls")
+    monkeypatch.setenv("COLUMNS", "40")
+    pid, master = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [*GPUSCHED, "list"])
+    with terminal_output(master) as shown:
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        wait_until(lambda: "held" in shown())
+        assert "owner" not in shown()
+        assert "priority" not in shown()
+        assert len(shown().splitlines()) <= 6, shown()
+
+
 def test_plain_columns_keep_several_lines_of_a_cell_apart() -> None:
     table = plain_table(("a", "b"), [("1", ("x", "yy")), ("22", ())])
     assert table == ["a   b", "1   x", "    yy", "22"]

@@ -240,6 +240,16 @@ def test_an_unusable_state_directory_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.kernel
+def test_a_panel_whose_widget_somebody_has_closed_is_made_anew(kernel: Kernel) -> None:
+    view = "application/vnd.jupyter.widget-view+json"
+    first = kernel.run("%gpupanel").displays[0]["data"][view]
+    kernel.run("import ipywidgets\nipywidgets.Widget.close_all()")
+    second = kernel.run("%gpupanel")
+    assert second.errors == []
+    assert second.displays[0]["data"][view]["model_id"] != first["model_id"]
+
+
+@pytest.mark.kernel
 def test_the_panel_and_the_plot_are_shown(kernel: Kernel) -> None:
     panel = kernel.run("%gpupanel")
     data = panel.of("execute_result", "display_data")[0]["data"]

@@ -749,3 +749,11 @@ def test_the_examples_of_the_documentation_print_what_they_say(number: int) -> N
 def test_every_example_is_run() -> None:
     text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     assert len(examples()) == text.count("```python") >= 5
+
+
+def test_a_handle_of_a_purged_job_shows_itself(queue: Queue) -> None:
+    handle = submit(["true"], hold=True)
+    handle.cancel()
+    assert queue.store.forget([handle.job]) == 1
+    assert repr([handle]) == f"[<job {handle.id}: no longer kept>]"
+    assert handle._repr_html_() is None

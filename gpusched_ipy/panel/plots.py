@@ -77,7 +77,7 @@ def plot_usage(
     for place, gpu in enumerate(shown):
         axes = figure.add_subplot(grid[2 * place], sharex=first)
         first = first or axes
-        _draw_usage(axes, good, gpu)
+        _draw_usage(axes, snapshots, gpu)
         strip = figure.add_subplot(grid[2 * place + 1], sharex=first)
         _draw_spans(strip, [job for job in jobs if gpu.uuid in job.gpus], start, now)
         last = place == len(shown) - 1
