@@ -47,6 +47,7 @@ BAD = {
     "too many gpus": ("%%gpuqueue --gpus 9\n1", "--gpus 9: this machine has 1"),
     "too much memory": ("%%gpuqueue --wait --mem 900G\n1", "the largest GPU here has 40.0 GiB"),
     "unknown job to follow": ("%%gpuqueue --after nobody\n1", "there is no job nobody"),
+    "no dashes": ("%gpurun python x.py", "write the command after --: %gpurun -- python x.py"),
     "no command": ("%gpurun", "there is no command to run"),
     "unknown program": ("%gpurun -- no-such-program", "there is no program 'no-such-program'"),
     "no directory": ("%gpurun --cwd /nowhere -- python -V", "/nowhere does not exist"),
