@@ -23,6 +23,7 @@ from gpusched_ipy.folding import ranges
 from gpusched_ipy.frontend import FrontEnd
 from gpusched_ipy.job import ACTIVE, FINAL, Job, JobState
 from gpusched_ipy.store import Store
+from gpusched_ipy.sweep import label
 from gpusched_ipy.transcript import Follower, Output, Standing
 
 # So long after its end (s) what a cell has shown is still brought to its place.
@@ -50,7 +51,8 @@ class _Place:
 
     def told(self, labels: Callable[[Sequence[str]], Sequence[str]]) -> dict[str, str]:
         """What the page has to know of it."""
-        around = Around(gpus=labels(self.job.gpus), note=self.note)
+        note = self.note or label(self.job.spec.sweep) or None
+        around = Around(gpus=labels(self.job.gpus), note=note)
         shown = badge.bundle(self.job, around)
         view = self.area.model_id
         return {"uid": self.job.spec.uid, "badge": shown["text/html"], "area": view}

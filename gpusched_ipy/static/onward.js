@@ -4,9 +4,8 @@ const SEEK_MS = 500;
 const GIVE_UP = 10; // tries; then the area stands under the cell that loaded us
 
 class Place {
-  constructor(model, home, uid) {
+  constructor(model, uid) {
     this.model = model;
-    this.home = home;
     this.uid = uid;
     this.node = document.createElement("div");
     this.node.className = "gpusched-onward";
@@ -47,7 +46,7 @@ class Place {
       area.append(this.node);
       area.classList.add("gpusched-taken");
     } else if (++this.tries > GIVE_UP && !this.node.isConnected && !this.gone) {
-      this.home.append(this.node);
+      home?.append(this.node);
     }
   }
 
@@ -61,9 +60,11 @@ class Place {
   }
 }
 
-function render({ model, el }) {
+let home = null; // where the line of ours stands, and what has no cell in this page
+
+/** Once for a page, however often and wherever we are shown. */
+function initialize({ model }) {
   const places = new Map();
-  const line = el.appendChild(document.createElement("div"));
 
   function update() {
     const cells = model.get("cells");
@@ -74,15 +75,17 @@ function render({ model, el }) {
       }
     }
     for (const cell of cells) {
-      if (!places.has(cell.uid)) places.set(cell.uid, new Place(model, el, cell.uid));
+      if (!places.has(cell.uid)) places.set(cell.uid, new Place(model, cell.uid));
       places.get(cell.uid).update(cell);
     }
   }
 
   function seek() {
     for (const place of places.values()) place.seek();
-    const there = [...places.values()].filter((place) => place.area).length;
-    line.textContent = there ? "gpuqueue: output goes on under the cells that queued it" : "";
+    const there = [...places.values()].some((place) => place.area);
+    if (home) {
+      home.firstChild.textContent = there ? "gpuqueue: output goes on under its cells" : "";
+    }
   }
 
   update();
@@ -95,4 +98,12 @@ function render({ model, el }) {
   };
 }
 
-export default { render };
+function render({ el }) {
+  el.append(document.createElement("div"));
+  home = el;
+  return () => {
+    if (home === el) home = null;
+  };
+}
+
+export default { initialize, render };
