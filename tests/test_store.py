@@ -26,6 +26,7 @@ from gpusched_ipy.job import (
     Request,
     WaitCode,
     WaitReason,
+    effective_priority,
 )
 from gpusched_ipy.naming import resolve
 from gpusched_ipy.rows import parse_spec, spec_text
@@ -237,6 +238,27 @@ def test_times_of_another_boot_are_estimated(
     monkeypatch.setattr("gpusched_ipy.lookup.boot_id", lambda: "the next boot")
     clock.mono, clock.wall = 10.0, clock.wall + 60
     assert store.job(job.id).queued_mono == 10.0 - 60
+
+
+def test_the_line_is_that_of_the_policy(store: Store, state: StateDir, clock: FakeClock) -> None:
+    """By priority and by how long a job waits: since its last requeue, whatever the boot."""
+    jobs = []
+    for number in range(3):
+        clock.mono, clock.wall = clock.mono + 10, clock.wall + 10
+        jobs.append(store.submit(spec(f"u{number}")))
+    first, second, third = (job.id for job in jobs)
+    assert store.line(600.0) == [first, second, third]
+    store.request_cancel(first)
+    clock.mono, clock.wall = clock.mono + 10, clock.wall + 10
+    store.requeue(store.job(first))
+    assert store.line(600.0) == [second, third, first]
+    assert [job.id for job in store.page(1, 2, 600.0)] == [third, first]
+    order = sorted(store.jobs(), key=lambda job: -effective_priority(job, 600.0, clock.mono))
+    assert [job.id for job in order] == store.line(600.0)
+    with sqlite3.connect(state.database) as db:  # it was requeued before a restart of the machine
+        db.execute("UPDATE jobs SET boot = 'another', queued_mono = 9e9 WHERE id = ?", (third,))
+    db.close()
+    assert store.line(600.0) == [second, third, first]
 
 
 def test_a_thread_that_reads_never_stops_one_that_writes(store: Store, state: StateDir) -> None:
