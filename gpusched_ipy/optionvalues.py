@@ -16,6 +16,7 @@ from gpusched_ipy.text import END_OF_TIME
 
 MAX_RETRIES = 100
 _NAME = re.compile(r"\S(.*\S)?", re.DOTALL)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NUMBERS = re.compile(r"[0-9]+(-[0-9]+)?")
 
 
@@ -165,6 +166,29 @@ def parse_flag(value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError
     return value
+
+
+def parse_variable(text: object) -> str:
+    """``NAME`` or ``NAME=VALUE``, as it stands.
+
+    Raises:
+        UserError: no variable can be called so.
+    """
+    name = str(text).partition("=")[0]
+    if not _VARIABLE.fullmatch(name):
+        raise UserError(f"--env: {name!r} is not the name of a variable")
+    return str(text)
+
+
+def parse_line(text: object) -> str:
+    """A line for the shell.
+
+    Raises:
+        UserError: it is empty.
+    """
+    if not str(text).strip():
+        raise UserError("the line of --shell is empty; write what /bin/sh is to run")
+    return str(text)
 
 
 def parse_share(text: object) -> int:

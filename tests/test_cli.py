@@ -528,6 +528,8 @@ def test_engines_are_only_what_there_is(fake: FakeScript) -> None:
         (["--set", "nonsense=1", "list"], "no setting 'nonsense'"),
         (["frobnicate"], "frobnicate"),
         ([], "command"),
+        (["submit", "--env", "A B=s3cret", "--", "ls"], "'A B' is not the name of a variable"),
+        (["submit", "--shell", " "], "the line of --shell is empty"),
     ],
 )
 def test_a_fault_of_usage_is_one_line_and_status_2(
@@ -535,6 +537,7 @@ def test_a_fault_of_usage_is_one_line_and_status_2(
 ) -> None:
     result = gpusched(*argv, status=2)
     assert words in result.err
+    assert "s3cret" not in result.err
     assert result.err.count("\n") == 1
     assert result.out == ""
     assert gpusched("list", "--all", "--json").json == []
