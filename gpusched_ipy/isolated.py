@@ -52,7 +52,7 @@ class Away:
     state: JobState = JobState.PENDING
     ended: bool = False  # and all that it has shown was shown here
     looked_mono: float = 0.0
-    note: Callable[[], None] | None = None  # takes back the word to the next kernel
+    take_back: Callable[[], None] | None = None  # the word to the next kernel
 
     @property
     def bound(self) -> bool:
@@ -217,10 +217,14 @@ class Isolated:
             values=parcel.taken(isolation.inputs, self._front.shell.user_ns),
         )
 
-    def show(self, away: Away) -> None:
-        """Put up the badge of a cell, and show what it shows from now on."""
+    def show(self, away: Away, replaced: tuple[int, ...] = ()) -> None:
+        """Put up the badge of a cell, and show what it shows from now on.
+
+        Args:
+            replaced: jobs of the same cell that have been cancelled for it.
+        """
         queue = self._queue()
-        replaced = self._replace(away)
+        replaced += self._replace(away)
         job = queue.show(away.job_id)
         values = label(job.spec.sweep) or None
         self._board.put_up(away, job, Around(replaced=replaced, note=values))
@@ -233,7 +237,7 @@ class Isolated:
         """Leave word to the next kernel of this notebook."""
         notebook = self._front.notebook
         if notebook is not None:
-            away.note = partial(awaynotes.remove, self._queue().state, notebook, job.spec.uid)
+            away.take_back = partial(awaynotes.remove, self._queue().state, notebook, job.spec.uid)
             with suppress(OSError):  # on a full disk only this courtesy is not to be had
                 awaynotes.leave(self._queue().state, notebook, job.spec.uid)
 
@@ -304,8 +308,8 @@ class Isolated:
         if state in FINAL:
             away.ended = True
             away.follower.close()
-            if away.note is not None:
-                away.note()
+            if away.take_back is not None:
+                away.take_back()
             brings = state is JobState.COMPLETED and away.outputs
             note = f"{', '.join(away.outputs)} once this kernel is idle" if brings else None
             self._board.refresh(away, note=note, last=not brings)

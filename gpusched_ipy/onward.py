@@ -125,8 +125,12 @@ class Onward:
                 found |= {number: store.job(number) for number in members if number not in found}
         return [found[number] for number in sorted(found)][-_MOST:]
 
-    def run_again(self, cell_id: str | None) -> None:
-        """That cell has been run again: what it shows now takes the place of what it showed."""
+    def run_again(self, cell_id: str | None) -> tuple[int, ...]:
+        """That cell has been run again: what it shows now takes the place of what it showed.
+
+        Returns:
+            its jobs that had not begun: they are cancelled.
+        """
         with self._mutex:
             gone = [
                 place
@@ -139,6 +143,12 @@ class Onward:
                 self._forget(place)
             if gone:
                 self._tell()
+        store = self._queue().store
+        states = store.states(place.job.id for place in gone)
+        late = tuple(job_id for job_id, state in states.items() if state is JobState.PENDING)
+        for job_id in late:
+            store.request_cancel(job_id)
+        return late
 
     def _forget(self, place: _Place) -> None:
         if self._front.notebook is not None:

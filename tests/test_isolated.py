@@ -474,6 +474,24 @@ def test_a_cell_that_failed_while_no_kernel_lived_is_shown_by_the_next(tmp_path:
         kernel.until(lambda: "failed #1 bad" in page.cells()[0]["badge"], "its badge", PATIENCE_S)
 
 
+def test_run_again_a_cell_replaces_what_it_had_queued_before_the_restart(tmp_path: Path) -> None:
+    with started(tmp_path, JPY_SESSION_NAME="work/train.ipynb") as kernel:
+        kernel.fake.take()
+        kernel.badge(send(kernel, "", "print('old')", cell_id="one"), "queued")
+        kernel.restart()
+        kernel.run("%load_ext gpusched_ipy")
+        page = Page(kernel)
+        kernel.until(lambda: page.cells(), "it is not shown", PATIENCE_S)
+        assert "queued #1" in page.cells()[0]["badge"]
+        new = send(kernel, "", "print('new')", cell_id="one")
+        assert "replaces #1" in kernel.badge(new, "queued")
+        kernel.fake.free()
+        ended(kernel, new, "done")
+        assert new.text() == "new\n"
+        listed = json.loads(kernel.run("%gpuq list --all --json").text())
+        assert [job["state"] for job in listed] == ["cancelled", "completed"]
+
+
 def test_another_notebook_of_the_same_name_shows_nothing_of_it(tmp_path: Path) -> None:
     with started(tmp_path, JPY_SESSION_NAME="work/train.ipynb") as kernel:
         kernel.fake.take()
