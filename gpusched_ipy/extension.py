@@ -52,27 +52,41 @@ class Extension:
             parked.unpark(self.watch, self._settings())
             self._session = parked
         elif self.front.notebook is not None:
-            self.front.on_main(self._go_on)
+            if self.front.attended:
+                self.front.on_main(self._go_on)
+            else:
+                self._go_on_later(True)
 
-    def _go_on(self) -> None:
+    def _go_on(self, _: Any = None) -> None:
         """After the cell that loads us: what an earlier kernel has sent off is shown on."""
         from gpusched_ipy import awaynotes
         from gpusched_ipy.errors import GpuSchedError
         from gpusched_ipy.statedir import usual_root
 
-        if self._session is not None or self.front.notebook is None:
+        self._go_on_later(not self.front.attended)
+        if self.front.notebook is None or not self.front.attended:
             return
         try:
             if awaynotes.found(usual_root(self._settings()), self.front.notebook):
-                _ = self.session
+                self.session.go_on()
         except GpuSchedError as exc:
             self.front.tell(f"gpuqueue: {exc}")
+
+    def _go_on_later(self, wanted: bool) -> None:
+        """Nobody has sent the cell that loads us: IPython's configuration does, before the loop
+        runs. Then under the first one that somebody sends."""
+        events, event = self.shell.events, "post_run_cell"
+        if wanted:
+            events.register(event, self._go_on)
+        elif self._go_on in events.callbacks[event]:
+            events.unregister(event, self._go_on)
 
     def detach(self) -> KernelSession | None:
         """Take the hooks out again; a session that was open is the caller's to end."""
         if self.transform in self.shell.input_transformers_cleanup:
             self.shell.input_transformers_cleanup.remove(self.transform)
         self.watch.unregister(self.shell.events)
+        self._go_on_later(False)
         if self.shell.Completer is not None:
             matchers = self.shell.Completer.custom_matchers
             matchers[:] = [item for item in matchers if getattr(item, "owner", None) is not self]

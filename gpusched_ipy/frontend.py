@@ -121,14 +121,14 @@ class FrontEnd:
             )
 
     def display(
-        self, data: Mapping[str, str], display_id: str, parent: Message, *, update: bool = False
+        self, data: Mapping[str, Any], display_id: str, parent: Message, *, update: bool = False
     ) -> None:
         """Show, or change, an output under the cell of ``parent``; from any thread."""
         content = {"data": dict(data), "metadata": {}, "transient": {"display_id": display_id}}
         kind = "update_display_data" if update else "display_data"
         self.publish(kind, content, parent)
 
-    def show_here(self, data: Mapping[str, Any]) -> None:
+    def show_here(self, data: Mapping[str, str]) -> None:
         """Show an output under the running cell; in a terminal its text."""
         if self.kernel is None:
             print(data["text/plain"])

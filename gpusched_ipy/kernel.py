@@ -103,10 +103,14 @@ class KernelSession:
         self.cells = CellQueue(self)
         self._start(settings)
         self.lost.offer(time.time())
-        if self.onward.adopt(time.time()):
-            self._resume_showing()
+        self.go_on()
 
     # -- life
+
+    def go_on(self) -> None:
+        """Show on what an earlier kernel of this notebook has sent off, where a cell runs now."""
+        if self.onward.adopt(time.time()):
+            self._resume_showing()
 
     def _start(self, settings: Settings) -> None:
         self.settings = settings

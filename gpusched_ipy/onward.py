@@ -1,30 +1,31 @@
 """Isolated cells that an earlier kernel of this notebook has sent off: shown on under their cells.
 
 A front end lets no kernel write under a cell that another kernel has run. So a small script in the
-page puts an output area of ours in the place of what stands there, and fills it with all that the
-job has shown; where the page has no such cell the area stands under the cell that runs now.
+page makes all that the job has shown the outputs of its cell, in the notebook itself. Where the
+page does not tell of its notebook, or the cell is gone, they stand under the cell that runs now.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from gpusched_ipy import awaynotes, badge
 from gpusched_ipy.api import Queue
 from gpusched_ipy.badge import Around
 from gpusched_ipy.errors import JobNotFoundError
 from gpusched_ipy.folding import ranges
-from gpusched_ipy.frontend import FrontEnd
+from gpusched_ipy.frontend import FrontEnd, Message
 from gpusched_ipy.job import ACTIVE, FINAL, Job, JobState
 from gpusched_ipy.store import Store
 from gpusched_ipy.sweep import label
-from gpusched_ipy.transcript import Follower, Output, Standing
+from gpusched_ipy.transcript import Follower, Output, Standing, rewritten
 
 # So long after its end (s) what a cell has shown is still brought to its place.
 _KEPT_S = 86400.0
@@ -33,29 +34,35 @@ _FOLLOW_S = 0.3  # all that it has shown is sent each time
 _BYTES_PER_S = 4_000_000  # characters: the more that is, the less often
 _REFRESH_S = 1.0
 _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-_STATIC = Path(__file__).parent / "static"
+_SCRIPT = Path(__file__).parent / "static" / "onward.js"
 
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """One cell, and the output area that goes in its place."""
+    """One cell, and what it shows."""
 
     job: Job
     follower: Follower
-    area: Any  # an ipywidgets.Output
+    area: Any  # an ipywidgets.Output, which holds its outputs
     standing: Standing = field(default_factory=Standing)
     note: str | None = None
     over: bool = False  # all that it has shown is shown
+    settled: bool = False  # and what it brings is here
     due_mono: float = 0.0
     badge_mono: float = 0.0
 
-    def told(self, labels: Callable[[Sequence[str]], Sequence[str]]) -> dict[str, str]:
+    def told(self, labels: Callable[[Sequence[str]], Sequence[str]]) -> dict[str, Any]:
         """What the page has to know of it."""
         note = self.note or label(self.job.spec.sweep) or None
         around = Around(gpus=labels(self.job.gpus), note=note)
         shown = badge.bundle(self.job, around)
-        view = self.area.model_id
-        return {"uid": self.job.spec.uid, "badge": shown["text/html"], "area": view}
+        return {
+            "uid": self.job.spec.uid,
+            "badge": shown["text/html"],
+            "text": shown["text/plain"],
+            "area": self.area.model_id,
+            "over": self.settled,
+        }
 
 
 class Onward:
@@ -85,6 +92,8 @@ class Onward:
         self._places: list[_Place] = []
         self._widget: Any = None
         self._to_bring: list[_Place] = []
+        self._parent: Message = {}  # the cell that loaded us
+        self._display_id = ""
 
     @property
     def open(self) -> bool:
@@ -92,8 +101,8 @@ class Onward:
         return any(not place.over for place in self._places)
 
     def adopt(self, wall: float) -> bool:
-        """Take over what is away from this notebook, and show it; whether there is anything."""
-        if self._front.notebook is None or not self._front.attended:
+        """Take over what is away from this notebook, once; whether there is anything to show."""
+        if self._widget is not None or self._front.notebook is None or not self._front.attended:
             return False
         jobs = self._away(self._front.notebook, wall)
         if not jobs:
@@ -105,10 +114,14 @@ class Onward:
             _Place(job, Follower(state.transcript(job.spec.uid)), Area()) for job in jobs
         ]
         self._widget = _widget_class()(cells=self._told())
+        self._widget.observe(self._found, "found")
+        self._widget.observe(self._written, "written")
         which = f"{'job' if len(jobs) == 1 else 'jobs'} {ranges(job.id for job in jobs)}"
         text = f"gpuqueue: {which} of this notebook: %gpuq show has the output"
         view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
-        self._front.show_here({"text/plain": text, _WIDGET_VIEW: view})
+        self._parent, self._display_id = self._front.parent, f"gpuqueue-{uuid4().hex}"
+        data = {"text/plain": text, _WIDGET_VIEW: view}
+        self._front.display(data, self._display_id, self._parent)
         return True
 
     def _away(self, notebook: str, wall: float) -> list[Job]:
@@ -149,6 +162,21 @@ class Onward:
         for job_id in late:
             store.request_cancel(job_id)
         return late
+
+    def _found(self, change: Mapping[str, Any]) -> None:
+        """These have their cells: where all have, no view is left that a saved notebook lacks."""
+        jobs = [place.job for place in list(self._places)]
+        if jobs and all(job.spec.uid in change["new"] for job in jobs):
+            several = "jobs" if len(jobs) > 1 else "job"
+            text = f"gpuqueue: the output of {several} {ranges(job.id for job in jobs)} goes on "
+            text += "under its cell"
+            self._front.display({"text/plain": text}, self._display_id, self._parent, update=True)
+
+    def _written(self, change: Mapping[str, Any]) -> None:
+        """These stand whole in the notebook: its next kernel has nothing to add."""
+        for place in list(self._places):
+            if place.settled and place.job.spec.uid in change["new"]:
+                self._forget(place)
 
     def _forget(self, place: _Place) -> None:
         if self._front.notebook is not None:
@@ -205,11 +233,11 @@ class Onward:
         for place in ended:
             if place.job.state is JobState.COMPLETED:
                 place.note = self._bring(place.job)
-        if any(place.note for place in ended):
-            with self._mutex:
-                self._tell()
+            place.settled = True
+        with self._mutex:
+            self._tell()
 
-    def _told(self) -> list[dict[str, str]]:
+    def _told(self) -> list[dict[str, Any]]:
         return [place.told(self._labels) for place in self._places]
 
     def _tell(self) -> None:
@@ -240,6 +268,9 @@ def _as_saved(output: Output) -> dict[str, Any]:
         "execute_result": ("data", "metadata"),
     }.get(output.kind, ("data", "metadata"))
     kept = {name: output.content[name] for name in names if name in output.content}
+    if output.kind == "stream":
+        # As it is seen now: what is set, not written, a page does not take for a terminal's.
+        kept["text"] = rewritten(f"{kept['text']}\n")[:-1]
     if output.kind == "execute_result":
         kept["execution_count"] = None
     return {"output_type": output.kind, **kept}
@@ -249,13 +280,14 @@ def _as_saved(output: Output) -> dict[str, Any]:
 def _widget_class() -> type:
     """The widget's class; made on first use, because anywidget is a heavy import."""
     import anywidget
-    from traitlets import Dict, List
+    from traitlets import Dict, List, Unicode
 
     class OnwardWidget(anywidget.AnyWidget):
-        """Carries the page's script, and which area belongs under which cell."""
+        """Carries the page's script, and which outputs belong under which cell."""
 
-        _esm = (_STATIC / "onward.js").read_text(encoding="utf-8")
-        _css = (_STATIC / "onward.css").read_text(encoding="utf-8")
+        _esm = _SCRIPT.read_text(encoding="utf-8")
         cells = List(Dict()).tag(sync=True)
+        found = List(Unicode()).tag(sync=True)  # the jobs whose cells the page has
+        written = List(Unicode()).tag(sync=True)  # the jobs that the page has seen to their end
 
     return OnwardWidget

@@ -474,6 +474,56 @@ def test_a_cell_that_failed_while_no_kernel_lived_is_shown_by_the_next(tmp_path:
         kernel.until(lambda: "failed #1 bad" in page.cells()[0]["badge"], "its badge", PATIENCE_S)
 
 
+def test_what_stands_whole_in_the_notebook_is_not_brought_once_more(tmp_path: Path) -> None:
+    flag = tmp_path / "go"
+    away = tmp_path / "state" / "away"
+    with started(tmp_path, JPY_SESSION_NAME="work/train.ipynb") as kernel:
+        cell = send(kernel, "--out made", f"{until(flag)}print('before')\nwait()\nmade = 1")
+        kernel.until(lambda: "before" in cell.text(), "it never began", PATIENCE_S)
+        kernel.restart()
+        loaded = kernel.run("%load_ext gpusched_ipy")
+        page = Page(kernel)
+        kernel.until(lambda: "before" in page.text(), "it is not shown", PATIENCE_S)
+        (uid,) = [one["uid"] for one in page.cells()]
+        page.answer("found", [uid])
+        kernel.until(lambda: loaded.of("update_display_data"), "the view stays", PATIENCE_S)
+        (line,) = loaded.of("update_display_data")
+        text = "gpuqueue: the output of job 1 goes on under its cell"
+        assert line["data"] == {"text/plain": text}
+        page.answer("written", [uid])  # too early: it goes on
+        flag.touch()
+        kernel.until(lambda: page.cells()[0]["over"], "it has not ended", PATIENCE_S)
+        assert "made is here" in page.cells()[0]["text"]
+        assert len(list(away.iterdir())) == 1
+        page.answer("written", [])
+        page.answer("written", [uid])
+        wait_until(lambda: not list(away.iterdir()), PATIENCE_S, "the word is taken back")
+        kernel.restart()
+        again = kernel.run("%load_ext gpusched_ipy\n%gpuq")
+        assert not any("%gpuq show has" in str(shown) for shown in again.displays)
+        assert kernel.run("'made' in dir()").results == ["False"]
+
+
+def test_loaded_by_configuration_it_shows_on_under_the_first_cell(tmp_path: Path) -> None:
+    profile = tmp_path / "ipython" / "profile_default"
+    profile.mkdir(parents=True)
+    (profile / "ipython_kernel_config.py").write_text(
+        "get_config().InteractiveShellApp.extensions = ['gpusched_ipy']\n"
+    )
+    flag = tmp_path / "go"
+    with started(tmp_path, load=False, JPY_SESSION_NAME="work/train.ipynb") as kernel:
+        sent = send(kernel, "-n train", f"{until(flag)}print('before')\nwait()\nprint('after')")
+        kernel.until(lambda: "before" in sent.text(), "it never began", PATIENCE_S)
+        kernel.restart()
+        first = kernel.run("1 + 1")
+        page = Page(kernel)
+        kernel.until(lambda: "before" in page.text(), "it is not shown", PATIENCE_S)
+        flag.touch()
+        kernel.until(lambda: "after" in page.text(), "it does not go on", PATIENCE_S)
+        assert "%gpuq show has" in str(first.displays)
+        assert "Error in loading" not in (tmp_path / "err").read_text()
+
+
 def test_run_again_a_cell_replaces_what_it_had_queued_before_the_restart(tmp_path: Path) -> None:
     with started(tmp_path, JPY_SESSION_NAME="work/train.ipynb") as kernel:
         kernel.fake.take()

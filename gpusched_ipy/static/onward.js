@@ -1,108 +1,151 @@
-// Puts output areas of ours in the place of what an earlier kernel has left under its cells.
+// Writes what cells of an earlier kernel go on to show into the notebook, as outputs of these cells.
 
-const SEEK_MS = 500;
-const GIVE_UP = 10; // tries; then the area stands under the cell that loaded us
+/** The cell of the notebook under which the badge of that job stands; none: not in this page. */
+function cellOf(context, uid) {
+  for (const cell of context?.model?.cells ?? []) {
+    const outputs = cell.outputs;
+    for (let at = 0; at < (outputs?.length ?? 0); at++) {
+      if (String(outputs.get(at).data["text/html"] ?? "").includes(`gpusched-of-${uid}`)) {
+        return cell;
+      }
+    }
+  }
+  return undefined;
+}
 
-class Place {
-  constructor(model, uid) {
+function badgeOf(job) {
+  const data = { "text/html": job.badge, "text/plain": job.text };
+  return { output_type: "display_data", data, metadata: {} };
+}
+
+/** Make `outputs` those `wanted`, of which it has had `last` from us; what stays is not redrawn. */
+function write(outputs, wanted, last) {
+  if (!last || last.length !== outputs.length || wanted.length < last.length) {
+    outputs.fromJSON(wanted);
+    return;
+  }
+  wanted.forEach((output, at) => {
+    if (at >= last.length) outputs.add(output);
+    else if (JSON.stringify(output) !== last[at]) outputs.set(at, output);
+  });
+}
+
+/** What has no cell here, or where the page tells of none: under the cell that loaded us. */
+async function draw(model, cell, node) {
+  node.append(document.createElement("div"));
+  const manager = model.widget_manager;
+  const view = await manager.create_view(await manager.get_model(cell.area));
+  node.append(view.el);
+  // A view that no output area has put up is told by us that it can be seen.
+  view.luminoWidget?.processMessage({
+    type: "after-attach",
+    isConflatable: false,
+    conflate: () => false,
+  });
+}
+
+class Onward {
+  constructor(model) {
     this.model = model;
-    this.uid = uid;
-    this.node = document.createElement("div");
-    this.node.className = "gpusched-onward";
-    this.head = this.node.appendChild(document.createElement("div"));
-    this.tries = 0;
-    this.drawn = false;
+    this.context = model.widget_manager.context; // in JupyterLab and Notebook: the document
+    this.areas = new Map(); // by uid of the job
+    this.cells = new Map(); // … the cell that it was found under
+    this.strays = new Map(); // … the node of what has no cell here
+    this.last = new Map(); // by cell, what we have written
+    this.home = null; // where these stand
+    this.again = false;
+    this.writing = null;
   }
 
-  /** The badge that the cell was given by the kernel that sent it off, wherever it stands. */
-  badge() {
-    const found = document.querySelectorAll(`.gpusched-of-${CSS.escape(this.uid)}`);
-    return [...found].find((one) => !one.closest(".gpusched-onward"));
+  /** Have the page show what there is now. */
+  update() {
+    this.again = true;
+    this.writing ??= this.run().finally(() => (this.writing = null));
   }
 
-  async update(cell) {
-    if (this.head.innerHTML !== cell.badge) this.head.innerHTML = cell.badge;
-    if (!this.drawn) {
-      this.drawn = true;
-      const manager = this.model.widget_manager;
-      const view = await manager.create_view(await manager.get_model(cell.area));
-      this.node.append(view.el);
-      // A view that no output area has put up is told by us that it can be seen.
-      const message = { type: "after-attach", isConflatable: false, conflate: () => false };
-      view.luminoWidget?.processMessage(message);
-    }
-    this.seek();
-  }
-
-  /** Stand where the badge stands, instead of all that stands there. */
-  seek() {
-    if (this.area && !this.area.contains(this.old)) this.leave(); // the cell has been run again
-    if (this.area?.isConnected) return;
-    const badge = this.badge();
-    const area = badge?.closest(".jp-OutputArea, .output_container, .output");
-    if (area) {
-      this.leave();
-      [this.area, this.old] = [area, badge];
-      area.append(this.node);
-      area.classList.add("gpusched-taken");
-    } else if (++this.tries > GIVE_UP && !this.node.isConnected && !this.gone) {
-      home?.append(this.node);
+  async run() {
+    await this.context?.ready;
+    while (this.again) {
+      this.again = false;
+      await this.once();
     }
   }
 
-  leave() {
-    if (this.area) this.gone = !this.area.contains(this.old);
-    this.node.remove();
-    if (!this.area?.querySelector(":scope > .gpusched-onward")) {
-      this.area?.classList.remove("gpusched-taken");
+  async once() {
+    const cells = this.model.get("cells");
+    for (const cell of cells) {
+      if (this.areas.has(cell.uid)) continue;
+      const area = await this.model.widget_manager.get_model(cell.area);
+      area.on("change:outputs", () => this.update());
+      this.areas.set(cell.uid, area);
     }
-    this.area = this.old = null;
+    const together = new Map(); // the jobs of one cell: a sweep has many
+    for (const cell of cells) {
+      const place = cellOf(this.context, cell.uid);
+      if (place) {
+        this.cells.set(cell.uid, place);
+        together.set(place, [...(together.get(place) ?? []), cell]);
+      }
+    }
+    const written = [];
+    for (const [place, jobs] of together) {
+      const wanted = jobs.flatMap((job) => [
+        badgeOf(job),
+        ...this.areas.get(job.uid).get("outputs"),
+      ]);
+      write(place.outputs, wanted, this.last.get(place));
+      this.last.set(place, wanted.map((output) => JSON.stringify(output)));
+      written.push(...jobs.filter((job) => job.over).map((job) => job.uid));
+    }
+    this.tell("found", [...this.cells.keys()]);
+    this.tell("written", written);
+    await this.show(cells);
+  }
+
+  tell(name, uids) {
+    if (uids.join() === this.model.get(name).join()) return;
+    this.model.set(name, uids);
+    this.model.save_changes();
+  }
+
+  /** What has no cell; one that was found once and has been run again or cleared wants none. */
+  async show(cells) {
+    const home = this.home;
+    if (!home) return;
+    for (const [uid, node] of this.strays) {
+      if (!cells.some((cell) => cell.uid === uid)) node.remove();
+    }
+    for (const cell of cells) {
+      if (this.cells.has(cell.uid)) continue;
+      if (!this.strays.has(cell.uid)) {
+        const node = document.createElement("div");
+        node.className = "gpusched-onward";
+        this.strays.set(cell.uid, node);
+        await draw(this.model, cell, node);
+      }
+      const node = this.strays.get(cell.uid);
+      node.firstChild.innerHTML = cell.badge;
+      if (node.parentNode !== home) home.append(node);
+    }
   }
 }
 
-let home = null; // where the line of ours stands, and what has no cell in this page
+let onward = null; // this script is loaded once for each widget
 
 /** Once for a page, however often and wherever we are shown. */
 function initialize({ model }) {
-  const places = new Map();
-
-  function update() {
-    const cells = model.get("cells");
-    for (const [uid, place] of places) {
-      if (!cells.some((cell) => cell.uid === uid)) {
-        place.leave();
-        places.delete(uid);
-      }
-    }
-    for (const cell of cells) {
-      if (!places.has(cell.uid)) places.set(cell.uid, new Place(model, cell.uid));
-      places.get(cell.uid).update(cell);
-    }
-  }
-
-  function seek() {
-    for (const place of places.values()) place.seek();
-    const there = [...places.values()].some((place) => place.area);
-    if (home) {
-      home.firstChild.textContent = there ? "gpuqueue: output goes on under its cells" : "";
-    }
-  }
-
-  update();
+  onward = new Onward(model);
+  const update = () => onward.update();
   model.on("change:cells", update);
-  const timer = setInterval(seek, SEEK_MS);
-  return () => {
-    clearInterval(timer);
-    model.off("change:cells", update);
-    for (const place of places.values()) place.leave();
-  };
+  update();
+  return () => model.off("change:cells", update);
 }
 
 function render({ el }) {
-  el.append(document.createElement("div"));
-  home = el;
+  onward.home = el;
+  onward.update();
   return () => {
-    if (home === el) home = null;
+    if (onward.home === el) onward.home = null;
   };
 }
 

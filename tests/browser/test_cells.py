@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,18 +38,21 @@ SHOW = "%gpuq show train"
 LIST = "%gpuq list --all"
 AWAY = """%%gpuqueue --isolate -n long
 import os, time
-print('epoch 1 of 3', end='')
 deadline = time.time() + 280
-while not os.path.exists({flag!r}):
-    assert time.time() < deadline
-    time.sleep(0.05)
-print('\\repoch 3 of 3')
+print('epoch 1 of 3', end='', flush=True)
+for epoch in 2, 3:
+    while not os.path.exists(f'{flag}.{{epoch}}'):
+        assert time.time() < deadline
+        time.sleep(0.05)
+    print(f'\\repoch {{epoch}} of 3', end='', flush=True)
+print()
 from matplotlib.figure import Figure
 from IPython.display import Image, display
 import io
 figure = Figure((3, 1.5), layout="constrained"); figure.subplots().plot([1, 3, 2])
 stream = io.BytesIO(); figure.savefig(stream, format='png'); display(Image(stream.getvalue()))
 1 / 0"""
+ONWARD = ["display_data", "stream", "display_data", "error"]
 FAILS = "%%gpuqueue -n bad\n1 / 0"
 
 
@@ -128,40 +133,61 @@ def test_after_a_restart_an_isolated_cell_goes_on_under_itself(
     flag = tmp_path / "go"
     with book(browser, server, tmp_path, classic=False) as (lab, _, script):
         script.free()
-        lab.write(2, AWAY.format(flag=str(flag)))
+        lab.write(2, AWAY.format(flag=flag))
         lab.run(2)
         badge = lab.output(2).locator(".gpusched-badge")
         badge.get_by_text("running #1 long").wait_for()
         lab.output(2).get_by_text("epoch 1 of 3").wait_for()
-        lab.page.evaluate(
-            "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()"
-        )
+        lab.restart()
+        lab.run(0)
+        lab.output(0).get_by_text("the output of job 1 goes on under its cell").wait_for()
+        flag.with_suffix(".2").touch()
+        lab.output(2).get_by_text("epoch 2 of 3").wait_for()
+
+        # Once more, killed: the server starts the next one by itself.
+        os.kill(int(lab.ask("import os; print(os.getpid())")), signal.SIGKILL)
+        lab.page.locator(".jp-Dialog button.jp-mod-accept").click()
         lab.wait_kernel("idle")
         lab.run(0)
-        onward = lab.output(2).locator(".gpusched-onward")
-        onward.get_by_text("epoch 1 of 3").wait_for()
-        lab.output(0).get_by_text("goes on under its cells").wait_for()
-        shown = lab.output(2).get_by_text("epoch 1 of 3").all()
-        assert [text.is_visible() for text in shown].count(True) == 1, "it stands there once"
-        flag.touch()
-        onward.get_by_text("epoch 3 of 3").wait_for()
-        onward.locator("img").wait_for()
-        onward.get_by_text("ZeroDivisionError").first.wait_for()
-        onward.get_by_text("failed #1 long").wait_for()
+        lab.run(1)
+        flag.with_suffix(".3").touch()
+        lab.output(2).get_by_text("epoch 3 of 3").wait_for()
+        lab.output(2).locator("img").wait_for()
+        lab.output(2).get_by_text("failed #1 long").wait_for()
+        assert lab.output(2).locator(".jp-OutputArea-child").count() == 4, "nothing twice"
         shoot(lab.page, "cell-onward")
-        lab.run(0)  # the cell that has loaded us need not keep its output
-        onward.get_by_text("failed #1 long").wait_for()
-        lab.save()
+
+        # It is in the notebook itself, with or without a kernel that knows of it.
+        saved = lab.save().cells[2].outputs
+        assert [output.output_type for output in saved] == ONWARD
+        assert "failed #1 long" in saved[0].data["text/html"]
+        assert saved[1].text == "epoch 3 of 3\n"
+        assert saved[3].ename == "ZeroDivisionError"
+        lab.shutdown()
         lab.open()
-        onward.get_by_text("failed #1 long").wait_for()
-        onward.locator("img").wait_for()
+        lab.output(2).get_by_text("ZeroDivisionError").first.wait_for()
+        lab.run(0)
+        assert lab.output(0).get_by_text("goes on").count() == 0, "nothing is left to show"
 
         # Run again it shows what it shows now, and nothing else.
         lab.write(2, "%%gpuqueue --isolate -n long\nprint('anew')")
         lab.run(2)
-        lab.output(2).get_by_text("done #2 long").wait_for()
+        lab.output(2).get_by_text("done #3 long").wait_for()
         lab.output(2).get_by_text("anew", exact=True).wait_for()
-        assert lab.output(2).locator(".gpusched-onward").count() == 0
+        assert lab.output(2).get_by_text("epoch").count() == 0
+
+        # A cell that has been deleted has no place: its output stands where we are loaded.
+        lab.write(2, "%%gpuqueue --isolate -n gone\nprint('of a cell that is gone')")
+        script.busy()
+        lab.run(2)
+        lab.output(2).get_by_text("queued #4 gone").wait_for()
+        lab.command("notebook:delete-cell")
+        lab.restart()
+        script.free()
+        lab.run(0)
+        stray = lab.output(0).locator(".gpusched-onward")
+        stray.get_by_text("done #4 gone").wait_for()
+        stray.get_by_text("of a cell that is gone", exact=True).wait_for()
         assert lab.errors == []
 
 
