@@ -487,9 +487,11 @@ def show(snapshot):
     global seen
     seen += 1
     say(seen=seen, reads=Counting.reads, owner=monitor.sharing, problem=snapshot.problem,
-        utilization=[gpu.utilization for gpu in snapshot.gpus], why=monitor.explanation)
+        utilization=[gpu.utilization for gpu in snapshot.gpus], why=monitor.explanation,
+        quiet_s=[gpu.quiet_s for gpu in snapshot.gpus], vouched=snapshot.unsure_s(
+            snapshot.taken_mono + 3) == 0)
 monitor.listen(show)
-monitor.want("test")
+monitor.want("test", patient=pace == "patient")
 if pace == "fork":
     while monitor.sharing != "this process reads the GPUs":
         threading.Event().wait(0.01)
@@ -590,6 +592,45 @@ def test_when_the_one_that_samples_is_killed_another_goes_on(
     eventually(lambda: other.last["reads"] >= reads + 5)
     assert other.last["owner"] == READS
     assert other.last["seen"] >= seen + 5
+    assert not any(line["problem"] for line in other.lines)
+
+
+def asleep(members: list[Member]) -> tuple[Member, Member]:
+    """Of two that only wait: who reads, and the other, once that sleeps on its word."""
+    for one, two in (members, members[::-1]):
+        if one.last["owner"] == READS and two.last.get("vouched"):
+            return one, two
+    return None  # type: ignore[return-value]
+
+
+@pytest.mark.chaos
+def test_who_only_waits_sleeps_until_something_changes(
+    member: Callable[..., Member], script: Path
+) -> None:
+    members = [member("patient"), member("patient")]
+    owner, other = eventually(lambda: asleep(members))
+    seen, reads, owner_reads = other.last["seen"], other.last["reads"], owner.last["reads"]
+    eventually(lambda: owner.last["reads"] >= owner_reads + 20)
+    assert other.last["seen"] <= seen + 1
+    assert other.last["reads"] == reads
+    quiet_s = other.last["quiet_s"]
+    assert quiet_s[0] > 5  # by readings of another, and most of them not looked at
+    write_script(script, utilization=0.97)
+    eventually(lambda: other.last["utilization"] == [0.97], limit_s=4.0)
+    assert other.last["owner"] != READS
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("way", ["dies", "ends"])
+def test_who_sleeps_goes_on_when_its_reader_does_not(
+    member: Callable[..., Member], way: str
+) -> None:
+    members = [member("patient"), member("patient")]
+    owner, other = eventually(lambda: asleep(members))
+    reads = other.last["reads"]
+    owner.kill() if way == "dies" else owner.close()
+    eventually(lambda: other.last["reads"] >= reads + 3, limit_s=4.0)
+    assert other.last["owner"] == READS
     assert not any(line["problem"] for line in other.lines)
 
 
