@@ -12,6 +12,7 @@ import os
 import select
 import struct
 import sys
+import threading
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,8 @@ _EVENT = struct.Struct("iIII")
 
 
 class News:
-    """The file, as one process uses it; only :meth:`call` may come from another thread.
+    """The file, as one process uses it; only :meth:`call` and :meth:`tell` may come from
+    another thread.
 
     Args:
         path: the file, in a private folder.
@@ -37,7 +39,9 @@ class News:
         self.path = path
         self._watch: int | None = None
         self._reader: tuple[int, int] | None = None  # its pid, and what tells of its end
+        self._ended: int | None = None  # a reader that has; the kernel may know it a while longer
         self._call_r, self._call_w = -1, -1
+        self._mutex = threading.Lock()  # nobody calls a pipe that is being closed
 
     @property
     def able(self) -> bool:
@@ -63,9 +67,12 @@ class News:
 
         What it tells after this call, and before :meth:`sleep`, ends that sleep at once.
         """
+        if pid == self._ended:
+            return False
         try:
             if self._call_r < 0:
-                self._call_r, self._call_w = os.pipe2(_FLAGS)
+                with self._mutex:
+                    self._call_r, self._call_w = os.pipe2(_FLAGS)
             if self._watch is None:
                 self._watch = self._watched()
             if self._reader is None or self._reader[0] != pid:
@@ -90,18 +97,37 @@ class News:
             with suppress(BlockingIOError):
                 os.read(self._call_r, 4096)
         if self._reader[1] in ready:
+            self._ended = self._reader[0]
             self._let_go()
             return True
-        return self._watch in ready and self._heard()
+        return self._watch in ready and self.drain()
 
     def call(self) -> None:
         """Wake this process's own sleeper, from any thread."""
-        if self._call_w >= 0:
-            with suppress(OSError):  # full: it is awake already; closed: nobody sleeps
+        with self._mutex, suppress(BlockingIOError):  # a full pipe wakes as well
+            if self._call_w >= 0:
                 os.write(self._call_w, b"x")
+
+    def drain(self) -> bool:
+        """Whether anything was told since the last time; what is read after this is newer."""
+        events = b""
+        with suppress(BlockingIOError):
+            events = os.read(self._watch, 65536) if self._watch is not None else b""
+        place = 0
+        while place < len(events):
+            _, mask, _, length = _EVENT.unpack_from(events, place)
+            place += _EVENT.size + length
+            if mask & _IN_IGNORED:
+                self._unwatch()
+        return bool(events)
 
     def close(self) -> None:
         """Hear nothing any more."""
+        with self._mutex:
+            self.forget()
+
+    def forget(self) -> None:
+        """:meth:`close` in the child of a fork, where nobody can have the lock back."""
         self._let_go()
         self._unwatch()
         for fd in (self._call_r, self._call_w):
@@ -122,19 +148,6 @@ class News:
             os.close(watch)
             raise OSError(code, "inotify_add_watch")
         return watch
-
-    def _heard(self) -> bool:
-        if self._watch is None:
-            return True
-        with suppress(BlockingIOError):
-            events = os.read(self._watch, 65536)
-            place = 0
-            while place < len(events):
-                _, mask, _, length = _EVENT.unpack_from(events, place)
-                place += _EVENT.size + length
-                if mask & _IN_IGNORED:
-                    self._unwatch()
-        return True
 
     def _unwatch(self) -> None:
         watch, self._watch = self._watch, None

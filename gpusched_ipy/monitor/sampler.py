@@ -159,8 +159,7 @@ class Sampler:
         self.slept = False  # since the last reading that was recorded, on another's word
         self._read_mono = -NEVER
         self._told_calm = False  # others sleep on what has been published last
-        self._published_mono = -NEVER
-        self._distrusted = -NEVER  # the newest reading when its reader told something, or ended
+        self._published: Reading | None = None
         self._clock = clock
 
     def take(self, need: Need) -> Reading | None:
@@ -169,6 +168,8 @@ class Sampler:
         if need.own or shared is None:
             return self._read(need)
         now = self._clock.now().mono
+        if need.patient:
+            shared.news.drain()
         found = shared.newest()
         step = min(0.1, max(0.01, need.period_s / 20))
         if found is not None and need.calm and self._follows(found, need, now):
@@ -199,9 +200,6 @@ class Sampler:
         shared = self.shared
         if shared is not None and shared.news.sleep(longest_s):
             self.calm_until = -NEVER
-            found = shared.newest()
-            # It may rest now, or be dead: nobody stands by what it had said until then.
-            self._distrusted = found.snapshot.taken_mono if found else self._distrusted
 
     def call(self) -> None:
         """End the :meth:`sleep` of the sampler thread, from any other."""
@@ -211,11 +209,14 @@ class Sampler:
     def rest(self) -> None:
         """Nobody wants anything: let another process have the lock."""
         self.calm_until = -NEVER
-        if self.shared is not None:
-            self.shared.drop_lock()
-            if self._told_calm:
-                self._told_calm = False
-                self.shared.news.tell()
+        shared, told, self._told_calm = self.shared, self._told_calm, False
+        if shared is None:
+            return
+        if told and self._published is not None:  # nobody stands by that any more
+            shared.publish(replace(self._published, calm_until=0.0))
+        shared.drop_lock()
+        if told:
+            shared.news.tell()
 
     def close(self) -> None:
         """This thread ends."""
@@ -228,7 +229,7 @@ class Sampler:
         """In the child of a fork: what is open belongs to the parent, which tells for itself."""
         if self.shared is not None:
             self.shared.drop_lock()
-            self.shared.news.close()
+            self.shared.news.forget()
 
     def _read(self, need: Need) -> Reading:
         reading = self.source.read(need.detail, watching=not need.own)
@@ -248,8 +249,7 @@ class Sampler:
         each, watched = shared.wanted, shared.owner and shared.watched
         pace_s = min(need.periods)
         calm = calm and watched and pace_s <= self.source.interval_s
-        next_mono = now + pace_s  # of the one after, which must not come too late
-        due = not (calm and self._told_calm) or next_mono > self._published_mono + CALM_S - 0.5
+        due = not (calm and self._told_calm and self._standing(now + pace_s))
         if not each and not (watched and due):
             return
         found = shared.newest() if not shared.owner else None
@@ -261,19 +261,23 @@ class Sampler:
         kept = each or not calm
         promises = need.promises(taken, need.detail) if kept and not failed else reading.promises
         until = taken + CALM_S if calm and not failed else 0.0
-        shared.publish(replace(reading, promises=promises, by=shared.me, calm_until=until))
-        self._published_mono = now
+        reading = replace(reading, promises=promises, by=shared.me, calm_until=until)
+        shared.publish(reading)
+        self._published = reading
         slept, self._told_calm = self._told_calm, until > 0
         if slept and not self._told_calm:
             shared.news.tell()
+
+    def _standing(self, mono: float) -> bool:
+        """Whether what we have published last still stands then, with a little to spare."""
+        return self._published is not None and mono < self._published.calm_until - 0.5
 
     def _follows(self, found: Reading, need: Need, now: float) -> bool:
         """Whether we may sleep on the word of who has published this."""
         shared = self.shared
         if shared is None or shared.owner or not shared.news.able or not _calm(found, now):
             return False
-        mono = found.snapshot.taken_mono
-        if mono <= self._distrusted or found.detail < need.least:
+        if found.detail < need.least:
             return False
         pid = found.by.partition(".")[0]
         heard = shared.news.watching
