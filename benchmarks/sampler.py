@@ -3,8 +3,8 @@
 Run it with ``python benchmarks/sampler.py [seconds] [--rounds N]``. Real NVML calls through
 nvidia-ml-py into a library of our own that plays 8 GPUs with 2 processes each, whose memory stays;
 process lists are wanted at 1 Hz, as while a job waits. In each round: one process alone, then three
-that share one reader's readings, once the two that live on them sleep (30 s after their start:
-until then they wake each second); and one that reads 8 AMD cards from files like the kernel's.
+that share one reader's readings, both 30 s after the start, when the two that live on them sleep
+(until then they wake each second); and one that reads 8 AMD cards from files like the kernel's.
 Figures are CPU time of whole processes, the least and the median of the rounds: a busy machine only
 ever adds. A real driver's own cost is not in them.
 """
@@ -104,7 +104,7 @@ def members(folder: Path, seconds: float, count: int, detail: Detail) -> list[di
         argv = [sys.executable, __file__, str(seconds), "--member", str(folder)]
         argv += ["--detail", detail.name]
         pipe = subprocess.PIPE
-        argv += ["--settled", str(SETTLED_S if count == 1 else SHARED_S)]
+        argv += ["--settled", str(SHARED_S if detail is Detail.PROCESSES else SETTLED_S)]
         running.append(subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True))
         time.sleep(0.4)
     results = [json.loads(process.stdout.readline()) for process in running if process.stdout]
