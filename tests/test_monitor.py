@@ -23,7 +23,7 @@ from gpusched_ipy.config import Clock, Instant, Settings, SystemClock
 from gpusched_ipy.errors import BackendReadError
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.monitor.changes import Changes
-from gpusched_ipy.monitor.readings import SharedReadings
+from gpusched_ipy.monitor.readings import SharedReadings, fingerprint
 from gpusched_ipy.monitor.recent import WHOLE_S, QuietWindows, Recent
 from gpusched_ipy.monitor.wire import Reading
 from gpusched_ipy.snapshot import Gpu, GpuProcess, Health, MemoryKind, Snapshot
@@ -729,6 +729,13 @@ def test_another_configuration_is_neither_read_nor_disturbed(
     assert foreign.newest() is None
     foreign.publish(theirs)  # its publisher has not kept its promise: the file is free
     assert foreign.newest() == theirs
+
+
+def test_a_script_that_nobody_plays_parts_no_two_processes(tmp_path: Path) -> None:
+    real = Settings(backend="nvml", fake=tmp_path / "a")
+    assert fingerprint(real) == fingerprint(replace(real, fake=tmp_path / "b"))
+    played = replace(real, backend="auto")
+    assert fingerprint(played) != fingerprint(replace(played, fake=tmp_path / "b"))
 
 
 def test_a_folder_that_cannot_be_used_is_said_and_each_reads_for_itself(

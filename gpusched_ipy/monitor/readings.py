@@ -59,10 +59,11 @@ def fingerprint(settings: Settings) -> str:
         namespace = os.stat("/proc/self/ns/pid").st_ino
     except OSError:
         namespace = 0  # no pid namespaces on this system
+    played = settings.fake is not None and settings.backend in ("auto", "fake")
     parts = (
         SCHEMA,
         settings.backend,
-        str(settings.fake.absolute()) if settings.fake else None,
+        str(settings.fake.absolute()) if played and settings.fake else None,
         settings.nvidia_smi,
         socket.gethostname(),
         namespace,
