@@ -134,7 +134,7 @@ def _await(home: here.Home, turn: Turn, job: Job, timeout: float | None) -> None
         if now.ended:
             raise _ended(now)
         if deadline is not None and time.monotonic() >= deadline:
-            why = f": {now.reason.text}" if now.reason else ""
+            why = f": {clean(now.reason.text)}" if now.reason else ""
             raise TimeoutError(f"job {job.id} did not get its turn within {timeout:g} s{why}")
         if here.has_watcher():
             news.about(now)

@@ -6,19 +6,21 @@ reads the record; starting jobs is the business of agents and kernels.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from gpusched_ipy import environment
 from gpusched_ipy.bell import Bell
 from gpusched_ipy.config import LOCAL, Clock, Settings, SystemClock
 from gpusched_ipy.errors import UserError
+from gpusched_ipy.folding import ranges
 from gpusched_ipy.job import (
     ACTIVE,
     BOUND_KINDS,
@@ -28,6 +30,7 @@ from gpusched_ipy.job import (
     JobKind,
     JobSpec,
     JobState,
+    effective_priority,
 )
 from gpusched_ipy.locks import is_alive
 from gpusched_ipy.naming import named
@@ -222,12 +225,25 @@ class Queue(QueueView):
         return jobs
 
     def top(self, reference: str | int) -> Job:
-        """Move a job (or a sweep) to the front: its priority becomes one more than the highest that
-        waits."""
-        ids = set(self.resolve([reference]))
+        """Move a job (or a sweep) to the front: its priority becomes higher than any that waits,
+        what these have gained by waiting included.
+
+        Raises:
+            UserError: there is no priority as high as that.
+        """
+        ids, now = set(self.resolve([reference])), self.show(reference)
         waiting = [job for job in self.list() if job.state is JobState.PENDING]
-        others = [job.priority + 1 for job in waiting if job.id not in ids]
-        front = min(max([self.show(reference).priority, *others]), PRIORITY_RANGE[1])
+        # Where a step of aging is worth more seconds than this, the others have gained less.
+        gained = partial(effective_priority, aging_s=self.settings.aging_s, mono=now.queued_mono)
+        others = [
+            math.floor(gained(job)) + 1 for job in waiting if not job.held and job.id not in ids
+        ]
+        front = max([now.priority, *others])
+        if front > PRIORITY_RANGE[1]:
+            raise UserError(
+                f"a priority of {front} would be needed to pass all that wait, and "
+                f"{PRIORITY_RANGE[1]} is the highest; hold those that are to wait, or lower theirs"
+            )
         return self.set_priority([reference], front)[0]
 
     def requeue(self, *references: str | int) -> _Jobs:
@@ -277,7 +293,9 @@ class Queue(QueueView):
                     self.mend(states)
                     mended = time.monotonic()
                 if deadline is not None and time.monotonic() >= deadline:
-                    raise TimeoutError(f"jobs {', '.join(map(str, ids))} have not ended in time")
+                    late = [number for number, state in states.items() if state not in FINAL]
+                    which = f"job {late[0]} has" if len(late) == 1 else f"jobs {ranges(late)} have"
+                    raise TimeoutError(f"{which} not ended in time")
                 if tick is not None:
                     tick()
                 # Short steps: an interrupt must reach the main thread of a notebook.

@@ -13,6 +13,7 @@ from gpusched_ipy.rows import to_job
 
 # So many rows go in one transaction: nobody waits long for the queue lock.
 _PAGE = 500
+_PURGED = "purged"  # the key of the remark that tells members of it
 
 
 class Archive(Chronicle):
@@ -48,8 +49,16 @@ class Archive(Chronicle):
                     self._db.executemany(
                         f"DELETE FROM {table} WHERE {key} = ?", [(number,) for number in page]
                     )
+                if page:
+                    event = self._event(None, None, "purged", {"jobs": len(page)})
+                    self.set_value(_PURGED, str(event))
                 forgotten += len(page)
         return forgotten
+
+    @property
+    def last_purge(self) -> str | None:
+        """What is another word after every purge: a job that is gone has no revision."""
+        return self.value(_PURGED)
 
     def _still_ended(self, ids: Sequence[int]) -> list[int]:
         states = self.states(ids)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from gpusched_ipy.config import parse_seconds
 from gpusched_ipy.options import add_job_options, checked
-from gpusched_ipy.optionvalues import parse_priority
+from gpusched_ipy.optionvalues import parse_line, parse_priority, parse_variable
 
 
 def nothing(parser: argparse.ArgumentParser) -> None:
@@ -29,11 +29,17 @@ def command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--env",
         metavar="NAME[=VALUE]",
+        type=checked(parse_variable),
         action="append",
         default=[],
         help="a variable for the command; its value never enters the record",
     )
-    parser.add_argument("--shell", metavar="LINE", help="a line for /bin/sh in place of a command")
+    parser.add_argument(
+        "--shell",
+        metavar="LINE",
+        type=checked(parse_line),
+        help="a line for /bin/sh in place of a command",
+    )
 
 
 def _list(parser: argparse.ArgumentParser) -> None:

@@ -49,15 +49,16 @@ class Around:
 def bundle(job: Job, around: Around) -> dict[str, str]:
     """The badge for any front end: HTML in the page's own colours, and plain text."""
     first, rest = _words(job, around)
-    return _dressed(f"{_SIGN[job.state]} {first}", rest, job.state)
+    return _dressed(f"{_SIGN[job.state]} {first}", rest, job.state, job.spec.uid)
 
 
-def _dressed(head: str, rest: Sequence[str], state: JobState) -> dict[str, str]:
+def _dressed(head: str, rest: Sequence[str], state: JobState, of: str) -> dict[str, str]:
     plain = " · ".join([head, *rest])
     more = "".join(f" · {escape(part, _TEXT_LIMIT)}" for part in rest)
     style = "font-size:90%;border-left:3px solid currentColor;padding:1px 8px;opacity:.85"
     html = (
-        f'<div class="gpusched-badge gpusched-{state} mathjax_ignore tex2jax_ignore" '
+        f'<div class="gpusched-badge gpusched-{state} gpusched-of-{escape(of, _TEXT_LIMIT)} '
+        'mathjax_ignore tex2jax_ignore" '
         f'role="status" style="{style}"><b>{escape(head, _TEXT_LIMIT)}</b>{more}</div>'
     )
     return {"text/plain": clean(plain, 4 * _TEXT_LIMIT), "text/html": html}
@@ -79,7 +80,7 @@ def sweep_bundle(array: ArrayState, around: Around) -> dict[str, str]:
     state = next(state for state in _SWEEP_STATES if array.states.get(state))
     name = "" if array.name in ("", "cell") else f" {array.name}"
     head = f"{_SIGN[state]} {_WORD[state]} #{array.reference}{name} \u00d7{array.size}"
-    return _dressed(head, rest, state)
+    return _dressed(head, rest, state, array.id)
 
 
 # A sweep is called by what the first of these that has a member says.

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from gpusched_ipy import badge
 from gpusched_ipy.badge import Around
+from gpusched_ipy.errors import JobNotFoundError
 from gpusched_ipy.frontend import FrontEnd, Message
 from gpusched_ipy.job import FINAL, Job, JobState
 from gpusched_ipy.paced import PacedStarts
@@ -113,7 +114,11 @@ class Board:
     def _refresh_sweeps(self) -> None:
         with self._mutex:
             sweeps = dict(self._sweeps)
-        for array, state in self._store.array_states(sweeps).items():
+        found = self._store.array_states(sweeps)
+        for array in sweeps.keys() - found.keys():  # somebody has purged them
+            with self._mutex:
+                self._sweeps.pop(array, None)
+        for array, state in found.items():
             shown = sweeps[array]
             data = badge.sweep_bundle(state, shown.around)
             if data != shown.data:
@@ -213,7 +218,11 @@ class Board:
         self._refresh_sweeps()
         states = self._store.states(cell.job_id for cell in cells)
         for cell in cells:
-            self.refresh(cell)
+            if cell.job_id not in states or not self._refreshed(cell):
+                with self._mutex:  # somebody has purged it
+                    self._shown.pop(cell.uid, None)
+                self.forget(cell)
+                continue
             if cell.phase is Phase.WAITING and states.get(cell.job_id) in FINAL:
                 cell.phase, cell.ended_mono = Phase.ENDED, time.monotonic()
             if cell.phase is Phase.ENDED and time.monotonic() - cell.ended_mono > _LATE_S:
@@ -223,6 +232,14 @@ class Board:
         if self._runner.cells:
             return _REFRESH_S if again is None else min(again, _REFRESH_S)
         return again
+
+    def _refreshed(self, cell: Cell) -> bool:
+        """Whether its job is still recorded; then its badge is up to date."""
+        try:
+            self.refresh(cell)
+        except JobNotFoundError:
+            return False
+        return True
 
     def forget(self, cell: Cell) -> None:
         """The cell is over, its late output too."""

@@ -164,7 +164,7 @@ class CellQueue:
         if wait:
             return self._await_isolated(away)
         self._session.sending()
-        self._isolated.show(away)
+        self._isolated.show(away, self._session.onward.run_again(away.cell_id))
         return self._session.queue.show(away.job_id)
 
     def _follow_isolated(self, sent: Sequence[Away], *, wait: bool) -> Job:
@@ -179,8 +179,10 @@ class CellQueue:
                 raise
         else:
             self._session.sending()
+            replaced = self._session.onward.run_again(sent[0].cell_id)
             for away in sent:
-                self._isolated.show(away)
+                self._isolated.show(away, replaced)
+                replaced = ()
         return self._session.queue.show(sent[0].job_id)
 
     def _await_isolated(self, away: Away) -> Job:

@@ -65,13 +65,14 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
 
 
 def _purge(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--older-than",
         metavar="D",
         type=checked(parse_seconds),
         help="forget jobs that ended so long ago (default: the setting keep_days)",
     )
-    parser.add_argument("--all", action="store_true", help="forget every ended job")
+    which.add_argument("--all", action="store_true", help="forget every ended job")
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
 
 
@@ -142,9 +143,7 @@ def build_parser() -> OptionParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    _mend_streams()
     try:
         status = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -154,7 +153,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Who read us has seen enough; the interpreter must not stumble over it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as exc:
+        note(f"the output cannot be written: {exc.strerror or exc}")
+        return FAILED
     return status
+
+
+def _mend_streams() -> None:
+    """Whatever a job is called can be written; where a stream is closed it goes nowhere."""
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _main(argv: list[str]) -> int:

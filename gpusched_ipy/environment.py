@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from gpusched_ipy.errors import StateDirError, UserError
+from gpusched_ipy.optionvalues import parse_variable
 from gpusched_ipy.statedir import StateDir, create_private, read_private
 
 _NAMES = frozenset(
@@ -27,7 +28,6 @@ _PREFIXES = (
     *("HIP_", "ROCR_", "GPUSCHED_"),
 )
 _SECRET = re.compile(r"token|secret|passw|key|credential|auth|cookie", re.IGNORECASE)
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # The job's own; what the submitter had set would point it at other GPUs.
 _OWN = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES"})
 _OF_A_SWEEP = ("GPUSCHED_SWEEP_", "GPUSCHED_ARRAY_")  # a job that submits passes none of these on
@@ -53,9 +53,7 @@ def named(wanted: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for text in wanted:
-        name, given, value = text.partition("=")
-        if not _NAME.fullmatch(name):
-            raise UserError(f"--env {text}: {name!r} is not the name of a variable")
+        name, given, value = parse_variable(text).partition("=")
         if not given and name not in environ:
             raise UserError(f"--env {name}: the variable is not set here; write --env {name}=VALUE")
         found[name] = value if given else environ[name]

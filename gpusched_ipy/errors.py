@@ -6,6 +6,8 @@ a cell and in a terminal; the rest are faults of the program and keep their trac
 
 from __future__ import annotations
 
+from gpusched_ipy.text import clean
+
 
 class GpuSchedError(Exception):
     """The root of all errors of this package."""
@@ -16,7 +18,8 @@ class UserError(GpuSchedError):
 
     def _render_traceback_(self) -> list[str]:
         """One line in a cell: IPython shows this in place of a traceback."""
-        return [f"{type(self).__name__}: {self}"]
+        # It may quote what a stranger has called his process.
+        return [f"{type(self).__name__}: {clean(self)}"]
 
 
 class JobNotFoundError(UserError):

@@ -51,6 +51,22 @@ class Extension:
         if parked is not None:
             parked.unpark(self.watch, self._settings())
             self._session = parked
+        elif self.front.notebook is not None:
+            self.front.on_main(self._go_on)
+
+    def _go_on(self) -> None:
+        """After the cell that loads us: what an earlier kernel has sent off is shown on."""
+        from gpusched_ipy import awaynotes
+        from gpusched_ipy.errors import GpuSchedError
+        from gpusched_ipy.statedir import usual_root
+
+        if self._session is not None or self.front.notebook is None:
+            return
+        try:
+            if awaynotes.found(usual_root(self._settings()), self.front.notebook):
+                _ = self.session
+        except GpuSchedError as exc:
+            self.front.tell(f"gpuqueue: {exc}")
 
     def detach(self) -> KernelSession | None:
         """Take the hooks out again; a session that was open is the caller's to end."""

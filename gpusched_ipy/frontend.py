@@ -77,6 +77,17 @@ class FrontEnd:
         path = os.environ.get("JPY_SESSION_NAME") or self.shell.user_ns.get("__vsc_ipynb_file__")
         return f"notebook {Path(str(path)).name}" if path else f"kernel (pid {os.getpid()})"
 
+    @property
+    def notebook(self) -> str | None:
+        """One word for the notebook's file, for each of its kernels the same; None: not told."""
+        path = os.environ.get("JPY_SESSION_NAME") or self.shell.user_ns.get("__vsc_ipynb_file__")
+        if self.kernel is None or not path:
+            return None
+        from hashlib import sha256
+
+        whole = os.path.join(self.shell.starting_dir, str(path))
+        return sha256(os.fsencode(whole)).hexdigest()[:24]
+
     # -- the main thread
 
     def on_main(self, call: Callable[[], None], delay_s: float = 0.0) -> None:
@@ -117,7 +128,7 @@ class FrontEnd:
         kind = "update_display_data" if update else "display_data"
         self.publish(kind, content, parent)
 
-    def show_here(self, data: Mapping[str, str]) -> None:
+    def show_here(self, data: Mapping[str, Any]) -> None:
         """Show an output under the running cell; in a terminal its text."""
         if self.kernel is None:
             print(data["text/plain"])

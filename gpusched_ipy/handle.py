@@ -25,7 +25,7 @@ from gpusched_ipy.calls import (
     name_of,
     take_outcome,
 )
-from gpusched_ipy.errors import JobFailedError, UserError
+from gpusched_ipy.errors import JobFailedError, JobNotFoundError, UserError
 from gpusched_ipy.folding import ranges
 from gpusched_ipy.here import current_queue
 from gpusched_ipy.job import FINAL, Job, JobKind, JobSpec, JobState
@@ -130,11 +130,17 @@ class JobHandle(Generic[T]):
         return cast(T, result_of(self.queue, self.job))
 
     def __repr__(self) -> str:
-        job = self.job
+        try:
+            job = self.job
+        except JobNotFoundError:
+            return f"<job {self.id}: no longer kept>"
         return f"<job {job.id} {clean(job.name)}: {how_it_stands(job)}>"
 
-    def _repr_html_(self) -> str:
-        rows = job_table(self.queue, [self.job])
+    def _repr_html_(self) -> str | None:
+        try:
+            rows = job_table(self.queue, [self.job])
+        except JobNotFoundError:
+            return None  # then its repr is shown
         return html_table(JOB_COLUMNS, rows, numeric=("id", "priority"))
 
 
@@ -197,8 +203,7 @@ class SweepHandle(Sequence[JobHandle[T]]):
         return f"<sweep {self.array}: jobs {ranges(self.ids)}>"
 
     def _repr_html_(self) -> str:
-        jobs = [self.queue.show(job_id) for job_id in self.ids]
-        rows = job_table(self.queue, jobs, fold=True)
+        rows = job_table(self.queue, self.queue.store.those(self.ids), fold=True)
         return html_table(JOB_COLUMNS, rows, numeric=("id", "priority"))
 
 

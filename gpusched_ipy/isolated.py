@@ -10,11 +10,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from gpusched_ipy import parcel
+from gpusched_ipy import awaynotes, parcel
 from gpusched_ipy.api import Queue
 from gpusched_ipy.badge import Around
 from gpusched_ipy.board import Board
@@ -51,6 +52,7 @@ class Away:
     state: JobState = JobState.PENDING
     ended: bool = False  # and all that it has shown was shown here
     looked_mono: float = 0.0
+    take_back: Callable[[], None] | None = None  # the word to the next kernel
 
     @property
     def bound(self) -> bool:
@@ -215,16 +217,29 @@ class Isolated:
             values=parcel.taken(isolation.inputs, self._front.shell.user_ns),
         )
 
-    def show(self, away: Away) -> None:
-        """Put up the badge of a cell, and show what it shows from now on."""
+    def show(self, away: Away, replaced: tuple[int, ...] = ()) -> None:
+        """Put up the badge of a cell, and show what it shows from now on.
+
+        Args:
+            replaced: jobs of the same cell that have been cancelled for it.
+        """
         queue = self._queue()
-        replaced = self._replace(away)
+        replaced += self._replace(away)
         job = queue.show(away.job_id)
         values = label(job.spec.sweep) or None
         self._board.put_up(away, job, Around(replaced=replaced, note=values))
         with self._mutex:
             self._away[away.uid] = away
+        self._note_away(away, job)
         self.resume()
+
+    def _note_away(self, away: Away, job: Job) -> None:
+        """Leave word to the next kernel of this notebook."""
+        notebook = self._front.notebook
+        if notebook is not None:
+            away.take_back = partial(awaynotes.remove, self._queue().state, notebook, job.spec.uid)
+            with suppress(OSError):  # on a full disk only this courtesy is not to be had
+                awaynotes.leave(self._queue().state, notebook, job.spec.uid)
 
     def resume(self) -> None:
         """Hear of changes while a cell is away."""
@@ -273,7 +288,10 @@ class Isolated:
                 return None
             states = self._queue().store.states([item.job_id for item in away])
             for item in away:
-                self._follow(item, states.get(item.job_id, JobState.LOST))
+                if item.job_id in states:
+                    self._follow(item, states[item.job_id])
+                else:  # somebody has purged it
+                    self._away.pop(item.uid).follower.close()
             running = any(item.state in ACTIVE for item in away)
         return _FOLLOW_S if running else _REFRESH_S
 
@@ -290,6 +308,8 @@ class Isolated:
         if state in FINAL:
             away.ended = True
             away.follower.close()
+            if away.take_back is not None:
+                away.take_back()
             brings = state is JobState.COMPLETED and away.outputs
             note = f"{', '.join(away.outputs)} once this kernel is idle" if brings else None
             self._board.refresh(away, note=note, last=not brings)
@@ -329,16 +349,24 @@ class Isolated:
 
     def _take(self, away: Away) -> str | None:
         try:
-            return self._bind(away).note(away.job_id)
+            values = _outputs(self._queue(), self._queue().show(away.job_id))
+            return self._bind(values, away.bound_to).note(away.job_id)
         except UserError as exc:
             return str(exc)
 
-    def _bind(self, away: Away) -> Taken:
-        values = _outputs(self._queue(), self._queue().show(away.job_id))
+    def bring(self, job: Job) -> str | None:
+        """Bind what a cell of an earlier kernel brings; what has become of it, in a few words."""
+        try:
+            values = parcel.fetch(self._queue().state, job.spec.uid)
+        except UserError as exc:
+            return str(exc)
+        return None if values is None else self._bind(values, {}).note(job.id)
+
+    def _bind(self, values: Mapping[str, Any], bound_to: Mapping[str, int]) -> Taken:
         taken, namespace = Taken(), self._front.shell.user_ns
         for name, value in values.items():
             now = _identity(namespace, name)
-            if now in (away.bound_to.get(name, _NOT_SET), self._published.get(name)):
+            if now in (bound_to.get(name, _NOT_SET), self._published.get(name)):
                 self._put(name, value)
                 taken.here.append(name)
             else:
@@ -402,7 +430,7 @@ class Isolated:
         job = queue.show(away.job_id)
         note = None
         if job.state is JobState.COMPLETED and away.outputs:
-            note = self._bind(away).note(job.id)
+            note = self._bind(_outputs(queue, job), away.bound_to).note(job.id)
         self._board.refresh(away, note=note)
         return job
 

@@ -31,6 +31,7 @@ from gpusched_ipy.locks import Membership
 from gpusched_ipy.lostcells import LostCells
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.notify import Notifier, notifier
+from gpusched_ipy.onward import Onward
 from gpusched_ipy.paced import PacedStarts
 from gpusched_ipy.pin import Pin
 from gpusched_ipy.place import Place
@@ -88,6 +89,9 @@ class KernelSession:
         self.isolated = Isolated(
             front, self.board, lambda: self.queue, lambda: self.watch.depth == 0, self.changed
         )
+        self.onward = Onward(
+            front, lambda: self.queue, self.labels, self.isolated.bring, lambda: self.main_is_free
+        )
         self._telling: Notifier | None = None
         self._leave_vigil: Callable[[], None] | None = None
         self._release = Release(front, self.store, self.membership.key, self._at_rest)
@@ -99,6 +103,8 @@ class KernelSession:
         self.cells = CellQueue(self)
         self._start(settings)
         self.lost.offer(time.time())
+        if self.onward.adopt(time.time()):
+            self._resume_showing()
 
     # -- life
 
@@ -168,6 +174,7 @@ class KernelSession:
     def close(self) -> None:
         """Leave the queue; what still waits here is lost, and says so."""
         self.park()
+        self.onward.close()
         active = self.runner.active
         if active is not None and active.claim is not None:
             self.store.finish_if_active(
@@ -250,6 +257,8 @@ class KernelSession:
         if self.isolated.open_jobs:
             self.sending()
             self.isolated.resume()
+        if self.onward.open and (courier := self.sending()) is not None:
+            courier.look()
 
     def begin_marked(self, mark: Mapping[str, Any], text: str) -> bool | None:
         """Whether the body of a request of ours may run now; None: ``text`` is not that body."""
@@ -333,6 +342,7 @@ class KernelSession:
         if self.runner.cells:
             self.changed()
         self.isolated.take_in()
+        self.onward.take_in()
 
     # -- small things
 
@@ -361,7 +371,7 @@ class KernelSession:
         return [self._labels.get(gpu, gpu) for gpu in gpus]
 
     def _look_after_all(self, waiting: bool) -> float | None:
-        dues = (self.isolated.pulse(), self._look_after(waiting))
+        dues = (self.isolated.pulse(), self.onward.pulse(), self._look_after(waiting))
         return min((due for due in dues if due is not None), default=None)
 
     def _look_after(self, waiting: bool) -> float | None:

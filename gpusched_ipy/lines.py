@@ -141,8 +141,12 @@ def parse_run(line: str) -> dict[str, Any]:
     """
     words = split_line(line)
     at = words.index("--") if "--" in words else len(words)
-    parsed = run_parser().parse_args(words[:at])
+    parsed, more = run_parser().parse_known_args(words[:at])
     argv = words[at + 1 :]
+    if more and at == len(words) and not more[0].startswith("-"):
+        raise UserError(f"write the command after --: %gpurun -- {' '.join(more)}")
+    if more:
+        run_parser().error(f"unrecognized arguments: {' '.join(more)}")
     if parsed.shell is not None and argv:
         raise UserError("give either --shell LINE or a command after --, not both")
     if parsed.shell is None and not argv:

@@ -19,9 +19,10 @@ from gpusched_ipy.rowsum import checksum
 OPEN_STATES = "('pending','starting','running')"
 LARGEST_ID = 2**63 - 1  # SQLite takes no larger number
 _PART = 2000  # rows of a long queue that are read at a time
-# The jobs not yet ended as people read them; ``?`` is the setting ``aging_s``.
+# The jobs not yet ended as people read them, which is the policy's order; see ``_since``.
 _IN_LINE = (
-    f"state IN {OPEN_STATES} ORDER BY state = 'pending', held, priority - submitted_at / ? DESC, id"
+    f"state IN {OPEN_STATES} ORDER BY state = 'pending', held, priority - "
+    "(CASE boot WHEN ? THEN queued_mono ELSE submitted_at - ? END) / ? DESC, id"
 )
 
 
@@ -72,6 +73,17 @@ class Lookup(Database):
         found = self._many(f"SELECT * FROM jobs {where} ORDER BY id DESC {tail}")
         return found[::-1]
 
+    def by_uid(self, uid: str) -> Job:
+        """The job that was submitted under that uid.
+
+        Raises:
+            JobNotFoundError: there is none.
+        """
+        found = self._one("SELECT * FROM jobs WHERE uid = ?", (uid,))
+        if found is None:
+            raise JobNotFoundError(uid)
+        return found
+
     def named(self, pattern: str) -> list[Job]:
         """Jobs whose name matches a pattern with ``*`` and ``?``, oldest first."""
         return self._many("SELECT * FROM jobs WHERE name GLOB ? ORDER BY id", (_glob(pattern),))
@@ -109,13 +121,20 @@ class Lookup(Database):
         then who is held."""
         # Sorted in the narrow index; only the jobs of the page are read.
         rows = self._query(
-            f"SELECT id FROM jobs WHERE {_IN_LINE} LIMIT ? OFFSET ?", (aging_s, limit, offset)
+            f"SELECT id FROM jobs WHERE {_IN_LINE} LIMIT ? OFFSET ?",
+            (*self._since(aging_s), limit, offset),
         )
         return self.those([row["id"] for row in rows])
 
     def line(self, aging_s: float) -> list[int]:
         """The ids of all jobs not yet ended, in the order of :meth:`page`."""
-        return [row[0] for row in self._query(f"SELECT id FROM jobs WHERE {_IN_LINE}", (aging_s,))]
+        query = f"SELECT id FROM jobs WHERE {_IN_LINE}"
+        return [row[0] for row in self._query(query, self._since(aging_s))]
+
+    def _since(self, aging_s: float) -> tuple[str, float, float]:
+        """By what the line is sorted: a job of another boot has waited since it was submitted."""
+        now = self._clock.now()
+        return boot_id(), now.wall - now.mono, aging_s
 
     def those(self, ids: Sequence[int]) -> list[Job]:
         """The jobs of these ids, in that order; without those that cannot be read."""

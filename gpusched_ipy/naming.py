@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from gpusched_ipy.errors import JobNotFoundError, UserError
@@ -40,6 +41,12 @@ def named(store: Store, references: Iterable[object]) -> Iterator[Named]:
 
 
 def _named(store: Store, part: str) -> Named:
+    if not part:
+        raise UserError("a job is named by 12, 14-16, its name, prep* or array:12; this is empty")
+    try:
+        part.encode()
+    except UnicodeEncodeError:
+        raise JobNotFoundError(ascii(part)) from None
     if len(part) > _LONGEST:
         raise JobNotFoundError(f"{part[:_LONGEST]}…")
     if part.isdecimal():
@@ -67,12 +74,13 @@ def _by_name(store: Store, name: str) -> list[int]:
 
 
 def _array(store: Store, text: str) -> str:
-    if text.isdecimal() and len(text) < 10:
-        array = store.job(int(text)).spec.array
-        if array is None:
-            raise UserError(f"job {text} is no member of a sweep")
-        return array.id
     found = store.arrays_like(text) if text else []
+    if text.isdecimal() and text not in found:
+        with suppress(JobNotFoundError):  # then it may be the beginning of an id, of digits alone
+            array = store.job(int(text)).spec.array
+            if array is None:
+                raise UserError(f"job {text} is no member of a sweep")
+            return array.id
     if len(found) > 1:
         raise UserError(f"{ARRAY}{text} stands for {len(found)} sweeps; give more of the id")
     if not found:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpusched_ipy import framework, replay
+from gpusched_ipy.errors import UserError
 from gpusched_ipy.facts import facts
 from gpusched_ipy.folding import ranges, told
 from gpusched_ipy.job import FINAL, Job, JobKind, JobState
@@ -167,8 +168,7 @@ class Notebook:
         try:
             jobs = self._session.cells.wait(asked.ids, asked.timeout)
         except TimeoutError as exc:
-            print(exc)
-            return
+            raise UserError(str(exc)) from None
         self._table(
             JOB_COLUMNS,
             job_table(self._queue, jobs, self._session.monitor, fold=True),

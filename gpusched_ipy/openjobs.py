@@ -42,6 +42,7 @@ class OpenJobs:
     def forget(self) -> None:
         """Know nothing any more, as at first: what was read may come from a write that failed."""
         self._rev: int | None = None
+        self._purge: str | None = None
         self._ended: dict[int, Allocation] = {}
         self._just_ended: list[Job] = []
         self._outcomes: dict[int, JobState] = {}
@@ -59,6 +60,7 @@ class OpenJobs:
     def refresh(self) -> None:
         """Read what has changed since the last time."""
         first = self._rev is None and not self.jobs
+        purge = self._store.last_purge
         self._rev, changed = self._store.changed_since(self._rev)
         if first:
             self._begin_with(changed)
@@ -67,6 +69,10 @@ class OpenJobs:
                 self.put(job)
         for number in self._store.damaged:
             self._drop(number)
+        if purge != self._purge:
+            for number in self.jobs.keys() - self._store.states(self.jobs).keys():
+                self._drop(number)
+            self._purge = purge
 
     def _begin_with(self, jobs: Sequence[Job]) -> None:
         """Take over all open jobs at once: a long line is sorted once, not job by job."""

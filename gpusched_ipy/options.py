@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NoReturn, Protocol, TypedDict
 
-from gpusched_ipy.config import parse_bytes, parse_engine, parse_seconds
+from gpusched_ipy.config import parse_engine, parse_seconds
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.optionvalues import (
+    begin_time,
     parse_begin,
+    parse_flag,
+    parse_gpu_type,
     parse_gpus,
     parse_key,
     parse_label,
@@ -24,6 +27,7 @@ from gpusched_ipy.optionvalues import (
     parse_priority,
     parse_references,
     parse_retries,
+    parse_share,
     parse_variables,
 )
 from gpusched_ipy.sweep import axes_of, parse_axis
@@ -151,11 +155,11 @@ JOB_OPTIONS: tuple[Option, ...] = (
     Option(("-n", "--name"), parse_name, "a name, for lists and for --after", "NAME"),
     Option(("--gpus",), parse_gpus, "how many GPUs (default 1)", "N"),
     Option(
-        ("--mem",), parse_bytes, "memory per GPU, e.g. 8G: jobs that say it may share a GPU", "SIZE"
+        ("--mem",), parse_share, "memory per GPU, e.g. 8G: jobs that say it may share a GPU", "SIZE"
     ),
     Option(
         ("--gpu-type", "--on-gpu"),
-        str,
+        parse_gpu_type,
         "only on such a GPU: name, UUID, index or MIG profile",
         "GPU",
     ),
@@ -233,7 +237,7 @@ def python_fields(given: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"submit does not know the option {name!r}")
         if value is None or value is False:
             continue
-        convert = _FROM_PYTHON.get(name) or known[name].parse or bool
+        convert = _FROM_PYTHON.get(name) or known[name].parse or parse_flag
         try:
             fields[known[name].dest] = convert(value)
         except TypeError:
@@ -253,9 +257,11 @@ def _references(value: Any) -> tuple[str, ...]:
 
 
 def _begin(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError
     if isinstance(value, datetime):
-        return value.timestamp()
-    return float(value) if isinstance(value, (int, float)) else parse_begin(value)
+        return begin_time(value.timestamp())
+    return begin_time(float(value)) if isinstance(value, (int, float)) else parse_begin(value)
 
 
 def _span(value: Any) -> float:

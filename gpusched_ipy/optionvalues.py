@@ -9,12 +9,15 @@ import re
 from datetime import datetime, timedelta
 from keyword import iskeyword
 
-from gpusched_ipy.config import parse_seconds
+from gpusched_ipy.config import parse_bytes, parse_seconds
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import MAX_NAME_BYTES, PRIORITY_RANGE
+from gpusched_ipy.text import END_OF_TIME
 
 MAX_RETRIES = 100
 _NAME = re.compile(r"\S(.*\S)?", re.DOTALL)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NUMBERS = re.compile(r"[0-9]+(-[0-9]+)?")
 
 
 def parse_priority(text: object) -> int:
@@ -81,12 +84,18 @@ def parse_max_running(text: object) -> int:
 
 
 def parse_name(text: object) -> str:
-    """A name for people.
+    """A name for people, by which the job can be named.
 
     Raises:
-        UserError: it is empty or longer than 256 bytes.
+        UserError: it is empty, longer than 256 bytes, no text, or stands for other jobs.
     """
-    return _short("name", text)
+    name = _short("name", text)
+    if _NUMBERS.fullmatch(name) or name.startswith("array:") or set(name) & set(",*?"):
+        raise UserError(
+            f"the name {name} would stand for other jobs; use none that is a number or a range, "
+            "begins with array: or has one of , * ?"
+        )
+    return name
 
 
 def parse_key(text: object) -> str:
@@ -100,7 +109,10 @@ def parse_key(text: object) -> str:
 
 def _short(what: str, text: object) -> str:
     value = str(text)
-    size = len(value.encode("utf-8", "surrogateescape"))
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise UserError(f"the {what} {value!a} is no text in UTF-8") from None
     if not _NAME.fullmatch(value):
         raise UserError(f"a {what} must not be empty or begin or end with a blank")
     if size > MAX_NAME_BYTES:
@@ -117,7 +129,7 @@ def parse_begin(text: object, *, now: datetime | None = None) -> float:
     now = now or datetime.now().astimezone()
     raw = str(text).strip()
     if raw.startswith("+"):
-        return now.timestamp() + parse_seconds(raw[1:])
+        return begin_time(now.timestamp() + parse_seconds(raw[1:]))
     try:
         clock = datetime.strptime(raw, "%H:%M").time()  # noqa: DTZ007 - combined with a zone below
     except ValueError:
@@ -131,7 +143,75 @@ def parse_begin(text: object, *, now: datetime | None = None) -> float:
     when = when.replace(tzinfo=when.tzinfo or now.tzinfo)
     if clock is not None and when <= now:
         when += timedelta(days=1)
-    return when.timestamp()
+    return begin_time(when.timestamp())
+
+
+def begin_time(wall: float) -> float:
+    """A begin time (s since the epoch) that people and programs can be told.
+
+    Raises:
+        UserError: no calendar has it.
+    """
+    if not 0 <= wall < END_OF_TIME:  # nor is NaN
+        raise UserError(f"{wall:g} s since 1970 is not a begin time; write 22:00, +2h or a date")
+    return wall
+
+
+def parse_flag(value: object) -> bool:
+    """What is on or off.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def parse_variable(text: object) -> str:
+    """``NAME`` or ``NAME=VALUE``, as it stands.
+
+    Raises:
+        UserError: no variable can be called so.
+    """
+    name = str(text).partition("=")[0]
+    if not _VARIABLE.fullmatch(name):
+        raise UserError(f"--env: {name!r} is not the name of a variable")
+    return str(text)
+
+
+def parse_line(text: object) -> str:
+    """A line for the shell.
+
+    Raises:
+        UserError: it is empty.
+    """
+    if not str(text).strip():
+        raise UserError("the line of --shell is empty; write what /bin/sh is to run")
+    return str(text)
+
+
+def parse_share(text: object) -> int:
+    """The memory (bytes) that a job declares on each GPU.
+
+    Raises:
+        UserError: it is no size, or nothing.
+    """
+    size = parse_bytes(text)
+    if size < 1:
+        raise UserError(f"--mem {text!s} declares nothing; without --mem a job has its GPU alone")
+    return size
+
+
+def parse_gpu_type(text: object) -> str:
+    """A name, UUID, index or MIG profile of a GPU.
+
+    Raises:
+        UserError: it is empty.
+    """
+    if not str(text).strip():
+        raise UserError("--gpu-type is empty; `gpusched gpus` lists the names that there are")
+    return str(text)
 
 
 def parse_label(text: object) -> tuple[str, str]:

@@ -154,7 +154,12 @@ class QueueView:
         """
         from gpusched_ipy.vigil import stand
 
-        bell, leave = Bell(self.state.bell, changed), stand(self.store)
+        bell = Bell(self.state.bell, changed)
+        try:
+            leave = stand(self.store)
+        except BaseException:
+            bell.close()
+            raise
 
         def unsubscribe() -> None:
             bell.close()

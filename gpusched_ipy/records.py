@@ -14,7 +14,7 @@ from typing import Any
 from gpusched_ipy.config import Instant
 from gpusched_ipy.job import ExpectedStart, Job, JobState, effective_priority
 from gpusched_ipy.snapshot import Gpu, Snapshot
-from gpusched_ipy.text import clean, format_bytes
+from gpusched_ipy.text import END_OF_TIME, clean, format_bytes
 
 # A start within so many seconds is said to be now, or told to the second.
 _NOW_S, _SOON_S = 3.0, 180.0
@@ -22,7 +22,7 @@ _NOW_S, _SOON_S = 3.0, 180.0
 
 def iso(wall: float | None) -> str | None:
     """A wall clock time (s since the epoch) as ISO 8601 with its zone (UTC)."""
-    if wall is None:
+    if wall is None or not 0 <= wall < END_OF_TIME:
         return None
     return datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds")
 

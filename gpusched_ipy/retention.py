@@ -112,7 +112,7 @@ def _all(store: Archive) -> Iterator[Job]:
 
 
 def _sweep(store: Archive, open_jobs: set[int], wall: float) -> None:
-    """Files whose job or member is no more: named variables, alive locks."""
+    """Files whose job or member is no more: named variables, alive locks, words of notebooks."""
     waiting = {job.spec.uid for job in store.jobs() if job.id in open_jobs}
     before = wall - _DAY_S
     for path in (store.state.root / "env").iterdir():
@@ -120,6 +120,10 @@ def _sweep(store: Archive, open_jobs: set[int], wall: float) -> None:
             # A submit writes them before its job is recorded.
             if path.stem not in waiting and os.lstat(path).st_mtime < before:
                 path.unlink()
+    recorded = {job.spec.uid for job in _all(store)}
+    for path in (store.state.root / "away").iterdir():
+        if path.name.partition(".")[2] not in recorded:
+            path.unlink(missing_ok=True)
     for path in (store.state.root / "alive").iterdir():
         with suppress(FileNotFoundError):
             if os.lstat(path).st_mtime < before and not is_alive(store.state, path.name):

@@ -18,6 +18,7 @@ from typing import Protocol
 from gpusched_ipy import environment, policy
 from gpusched_ipy.arrears import Arrears
 from gpusched_ipy.config import LOCAL, Clock, Settings, SystemClock
+from gpusched_ipy.departures import Departures
 from gpusched_ipy.ears import Ears
 from gpusched_ipy.errors import DamagedJobError, GpuSchedError, JobNotFoundError, StateDirError
 from gpusched_ipy.holders import Holders
@@ -125,6 +126,7 @@ class Scheduler:
         self._hurried = False  # the last round was left half done
         self._in_a_row = 0  # hand-offs since the last whole round
         self._strangers: set[int] = set()  # watched processes on the GPUs that are no job of ours
+        self._departures = Departures()
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._unlisten = monitor.listen(lambda _snapshot: self.wake(), to_changes=True)
@@ -173,9 +175,11 @@ class Scheduler:
         # With nothing open only the bell or a call wakes us (or, where somebody died before he
         # rang, the rest is over); else begin times and faults do too.
         rest_s = self._settings.sample_interval_s if self._open.jobs else REST_S
-        if self.ears.wait(rest_s) & self._strangers:
-            with self._mutex:
-                self._outlook.read_now()  # the newest reading still shows him
+        ended = self.ears.wait(self._departures.within(rest_s))
+        self._departures.begin(ended & self._strangers)
+        if self._departures.open:
+            with self._mutex:  # the newest reading still shows him
+                self._departures.seen(_strangers(self._outlook.read_now().gpus))
 
     # -- one round
 

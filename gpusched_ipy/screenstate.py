@@ -64,6 +64,8 @@ class ScreenState:
         self._starts = PacedStarts(queue, monitor)
         self._rows = _Rows()
         self._selected: str | None = None  # the key of a row
+        self._place = 0  # where it stands on the screen
+        self._slipped = False  # the row that was chosen has gone, and nobody has chosen since
         self._unfolded: set[str] = set()  # sweeps whose members are shown
         self._gpus: tuple[Gpu, ...] = ()
         self._snapshot: Snapshot | None = None
@@ -99,7 +101,6 @@ class ScreenState:
         rows, queue = self._rows, self._queue
         rows.counts = queue.counts()
         rows.drained = queue.drained
-        rows.total = sum(rows.counts.values())  # as an upper bound, for the room that a pager needs
         fits = self.fits
         entries, rows.total = queue.folded_page(rows.offset, fits, self._unfolded)
         last = max(0, rows.total - fits)
@@ -110,7 +111,9 @@ class ScreenState:
         rows.starts = self._starts.renew() if rows.counts.get("waiting") else {}
         keys = [entry.key for entry in rows.entries]
         if self._selected not in keys:
-            self._selected = keys[0] if keys else None
+            self._slipped = self._selected is not None
+            self._selected = keys[min(self._place, len(keys) - 1)] if keys else None
+        self._place = keys.index(self._selected) if self._selected is not None else 0
 
     @property
     def fits(self) -> int:
@@ -149,6 +152,7 @@ class ScreenState:
     def press(self, key: str) -> None:
         """Do what a key asks for; the answer is the next screen's message."""
         armed, self._armed = self._armed, None
+        slipped, self._slipped = self._slipped, False
         if key in ("q", "Q"):
             self.quit = True
         elif key in _MOVES:
@@ -161,6 +165,8 @@ class ScreenState:
             self._turn_to(self._rows.total, last=True)
         elif key == "f":
             self._fold()
+        elif slipped and _VERBS.get(key) not in _WHOLE and (key in _STEPS or key in _VERBS):
+            self._say("the chosen job has gone: nothing is done; the key is now for this one")
         elif key in _STEPS or key in _VERBS:
             self._steer(key, armed)
 
@@ -170,7 +176,7 @@ class ScreenState:
             return
         place = keys.index(self._selected) + step
         if 0 <= place < len(keys):
-            self._selected = keys[place]
+            self._selected, self._place = keys[place], place
         else:
             self._turn_to(self._rows.offset + step, last=step > 0)
 
@@ -179,7 +185,9 @@ class ScreenState:
         self._rows.offset = max(0, offset)
         self.read()
         if self._rows.entries:
-            self._selected = self._rows.entries[-1 if last else 0].key
+            self._place = len(self._rows.entries) - 1 if last else 0
+            self._selected = self._rows.entries[self._place].key
+            self._slipped = False
 
     @property
     def _chosen(self) -> Entry | None:
@@ -196,6 +204,7 @@ class ScreenState:
         if chosen.member:
             self._selected = f"sweep {array.id}"
         self.read()
+        self._slipped = False
 
     def _steer(self, key: str, armed: str | None) -> None:
         verb, chosen = _VERBS.get(key, "priority"), self._chosen
@@ -218,6 +227,7 @@ class ScreenState:
         except GpuSchedError as exc:
             self._say(str(exc))
         self.read()
+        self._slipped = False  # what has gone by this key was looked at
 
     def _say(self, text: str) -> None:
         self._message = text

@@ -26,7 +26,7 @@ _NETWORK = (
 SHARED_LOCKS = Path("/run/gpusched")
 # Where the queue is kept when the home is of another host.
 LOCAL = Path("/var/tmp")
-_FOLDERS = ("alive", "gpu", "logs", "cells", "env", "calls", "readings")
+_FOLDERS = ("alive", "gpu", "logs", "cells", "env", "calls", "readings", "away")
 
 
 class StateDir(NamedTuple):
@@ -82,6 +82,15 @@ class StateDir(NamedTuple):
     def environment(self, job_uid: str) -> Path:
         """Variables named by ``--env``: read once when the job starts, then deleted."""
         return self.root / "env" / f"{_plain(job_uid)}.json"
+
+    def away(self, name: str) -> Path:
+        """There while a notebook has an isolated cell away."""
+        return self.root / "away" / _plain(name)
+
+
+def usual_root(settings: Settings) -> Path:
+    """Where the state directory is, made or not."""
+    return _default_root()[0] if settings.state_dir is None else settings.state_dir.absolute()
 
 
 def open_state_dir(settings: Settings) -> StateDir:

@@ -326,4 +326,6 @@ def name_of(kind: JobKind, argv: Sequence[str] | None) -> str:
     # One word may be a whole line for the shell, with any quotes in it.
     words = (argv[0].split() if len(argv) == 1 else list(argv)) or [str(kind)]
     script = next((word for word in words[1:] if word.endswith((".py", ".sh"))), words[0])
-    return Path(script).name[:64] or str(kind)
+    # A program may be called by bytes that are no text.
+    name = Path(script).name.encode("utf-8", "backslashreplace").decode()
+    return name[:64] or str(kind)

@@ -87,6 +87,8 @@ def axes_of(given: object) -> tuple[Axis, ...]:
         if not isinstance(given, Iterable):
             raise UserError(f"sweep={given!r} is no mapping of names to values")
         return tuple(item if isinstance(item, Axis) else parse_axis(item) for item in given)
+    if not given:
+        raise UserError("the sweep names no values; without sweep= it is one job")
     return tuple(_python_axis(str(name), values) for name, values in given.items())
 
 

@@ -53,18 +53,26 @@ def plain_table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> list[
     ]
 
 
+# Columns that a narrower terminal (in characters) does not show, and those that are not folded.
+_LEAST_WIDTH = {"owner": 90, "since": 70, "GPU": 60, "priority": 50}
+_WHOLE = frozenset({"id", "state"})
+
+
 def _show_rich(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    shown = [at for at, name in enumerate(columns) if console.width >= _LEAST_WIDTH.get(name, 0)]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for name in (columns[at] for at in shown):
+        table.add_column(name, overflow="fold", no_wrap=name in _WHOLE)
     for row in rows:
+        cells = (row[at] for at in shown)
         # Text, not str: nothing in a name is markup.
-        table.add_row(*(Text(cell if isinstance(cell, str) else "\n".join(cell)) for cell in row))
-    Console().print(table)
+        table.add_row(*(Text(cell if isinstance(cell, str) else "\n".join(cell)) for cell in cells))
+    console.print(table)
 
 
 def note(text: str) -> None:

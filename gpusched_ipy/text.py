@@ -6,8 +6,10 @@ through :func:`clean` before a terminal and through :func:`escape` before HTML. 
 
 from __future__ import annotations
 
+import math
 from itertools import chain
 
+END_OF_TIME = 253402300800.0  # s since the epoch: the year 10000, which ISO 8601 has not
 UNKNOWN = "\u2013"  # a dash: never 0, never an empty cell
 
 # Characters that move a cursor, start a terminal's commands or turn text round: shown, not sent.
@@ -69,7 +71,7 @@ def format_memory(used: int | None, total: int | None) -> str:
 
 def format_duration(seconds: float | None) -> str:
     """A span like ``12 s``, ``41 min``, ``2 h 05`` or ``3 d 04 h``; unknown is a dash."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return UNKNOWN
     whole = max(0, round(seconds))
     if whole < 60:

@@ -178,7 +178,7 @@ def read(path: Path, log: Path | None = None) -> list[Output]:
     Args:
         log: of the job's last attempt, where what it holds belongs to the outputs.
     """
-    shown = _Shown()
+    shown = Standing()
     follower = Follower(path, log)
     try:
         for kind, content in follower.news():
@@ -193,8 +193,8 @@ def read_text(path: Path, log: Path | None = None) -> str:
     return "".join(output.text for output in read(path, log))
 
 
-class _Shown:
-    """The outputs of a cell, message by message."""
+class Standing:
+    """The outputs of a cell as they stand, message by message."""
 
     def __init__(self) -> None:
         self._outputs: list[Output | _Stream] = []

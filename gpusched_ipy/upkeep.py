@@ -82,7 +82,7 @@ def _new_file(path: Path) -> TextIO:
 def _admin(asked: argparse.Namespace, settings: Settings) -> int:
     if os.geteuid() != 0:
         raise UserError("`gpusched admin init` makes files of root's: run it as root, once a boot")
-    folder = Path(asked.lock_dir) if asked.lock_dir else SHARED_LOCKS
+    folder = Path(asked.lock_dir).absolute() if asked.lock_dir else SHARED_LOCKS
     monitor = Monitor(settings)
     snapshot = monitor.read_now(5.0)
     monitor.stop()

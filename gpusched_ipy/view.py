@@ -7,7 +7,6 @@ It reads no clock: ``now`` comes in. Strings in rows are cleaned for a terminal;
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from gpusched_ipy.config import Instant
@@ -39,8 +38,6 @@ __all__ = [
     "JOB_COLUMNS",
     "GpuRow",
     "JobRow",
-    "JobSpan",
-    "UsageSeries",
     "clean",
     "escape",
     "format_bytes",
@@ -54,7 +51,6 @@ __all__ = [
     "job_json",
     "job_rows",
     "process_line",
-    "usage_series",
 ]
 
 NAME_LIMIT = 60
@@ -256,66 +252,6 @@ def gpus_note(snapshot: Snapshot, now: Instant, explanation: str | None = None) 
         return clean(snapshot.problem)  # there is no backend, and that is all there is to say
     problem = f"; {snapshot.problem}" if snapshot.problem else ""
     return clean(f"read {age} ago by {read}{driver}{problem}")
-
-
-@dataclass(frozen=True, slots=True)
-class JobSpan:
-    """When a job of ours had a GPU, on the wall clock (s); ``end`` is None while it runs."""
-
-    job_id: int
-    name: str
-    state: str
-    start: float
-    end: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class UsageSeries:
-    """What a plot of one GPU shows; None where nothing is known: a gap in the line, never 0."""
-
-    times: tuple[float, ...]  # wall clock, s
-    utilization: tuple[float | None, ...]  # 0-1
-    mem_used_bytes: tuple[int | None, ...]
-    mem_total_bytes: int | None
-    spans: tuple[JobSpan, ...]
-
-
-def usage_series(
-    history: Sequence[Snapshot], uuid: str, jobs: Iterable[Job] = (), *, gap_s: float | None = None
-) -> UsageSeries:
-    """One GPU over time.
-
-    Args:
-        history: readings, oldest first; one that failed or does not show the GPU is a gap.
-        uuid: the GPU.
-        jobs: whose times on this GPU are marked.
-        gap_s: when nothing was read for longer, the line is broken there; None: never.
-    """
-    times: list[float] = []
-    values: list[tuple[float | None, int | None]] = []
-    total: int | None = None
-    for snapshot in history:
-        if gap_s is not None and times and snapshot.taken_at - times[-1] > gap_s:
-            times.append((times[-1] + snapshot.taken_at) / 2)
-            values.append((None, None))
-        gpu = snapshot.gpu(uuid)
-        times.append(snapshot.taken_at)
-        values.append((gpu.utilization, gpu.mem_used_bytes) if gpu else (None, None))
-        total = gpu.mem_total_bytes if gpu and gpu.mem_total_bytes is not None else total
-    return UsageSeries(
-        times=tuple(times),
-        utilization=tuple(utilization for utilization, _ in values),
-        mem_used_bytes=tuple(memory for _, memory in values),
-        mem_total_bytes=total,
-        spans=tuple(_spans(uuid, jobs)),
-    )
-
-
-def _spans(uuid: str, jobs: Iterable[Job]) -> Iterable[JobSpan]:
-    for job in jobs:
-        if uuid in job.gpus and job.started_at is not None:
-            name = clean(job.name, NAME_LIMIT)
-            yield JobSpan(job.id, name, str(job.state), job.started_at, job.ended_at)
 
 
 _CELL = "padding:2px 10px 2px 0;vertical-align:top;border:0;"

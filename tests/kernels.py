@@ -304,6 +304,36 @@ class Kernel:
         return f"cells: {shown}; kernel: {log}"
 
 
+class Page:
+    """What the widgets of a kernel hold: state by state, as a page would have it."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        cells = self._kernel.cells.values()
+        sent = [message for cell in cells for message in cell.messages]
+        for message in sorted(sent, key=lambda message: message["header"]["date"]):
+            content = message["content"]
+            if message["header"]["msg_type"] in ("comm_open", "comm_msg"):
+                state = content["data"].get("state", {})
+                found.setdefault(content["comm_id"], {}).update(state)
+        return found
+
+    def cells(self) -> list[dict[str, str]]:
+        """Which output area belongs under which cell, with its badge."""
+        held = [state["cells"] for state in self.states().values() if "cells" in state]
+        return held[-1] if held else []
+
+    def outputs(self, number: int = 0) -> list[dict[str, Any]]:
+        cells = self.cells()
+        return list(self.states()[cells[number]["area"]]["outputs"]) if cells else []
+
+    def text(self, number: int = 0) -> str:
+        return "".join(str(one.get("text", "")) for one in self.outputs(number))
+
+
 @contextlib.contextmanager
 def started(
     folder: Path, *, load: bool = True, gpus: int = 1, **environment: str

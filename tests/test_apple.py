@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gpusched_ipy.backends import Detail, detect, powermetrics
@@ -285,6 +285,7 @@ def test_garbage_is_no_reading(noise: bytes) -> None:
     at=st.integers(min_value=0, max_value=len(plistlib.dumps(power_tree())) - 10),
     noise=st.binary(min_size=1, max_size=8),
 )
+@example(at=30, noise=b"\0")  # the name of the encoding
 def test_damage_anywhere_never_gives_a_value_out_of_range(at: int, noise: bytes) -> None:
     whole = plistlib.dumps(power_tree())
     _check(text.parse_powermetrics(whole[:at] + noise + whole[at + len(noise) :]))

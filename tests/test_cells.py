@@ -788,3 +788,22 @@ def test_ten_quick_cells_lose_no_turn(kernel: Kernel) -> None:
     cells = [kernel.run(f"%%gpuqueue\nprint({number})") for number in range(10)]
     texts = [ended(kernel, cell, "done").text() for cell in cells]
     assert texts == [f"{number}\n" for number in range(10)]
+
+
+def test_a_job_that_somebody_purges_takes_no_other_badge_along(tmp_path: Path) -> None:
+    with started(tmp_path) as kernel:
+        kernel.fake.take()
+        gone = kernel.run("%%gpuqueue\nprint('never')")
+        kernel.badge(gone, "queued")
+        pid = kernel.manager.provisioner.pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            for words in (["cancel", "1"], ["purge", "--all"]):
+                command = [PYTHON, "-m", "gpusched_ipy", *words]
+                subprocess.run(command, env=kernel.environment, check=True, capture_output=True)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        kernel.fake.free()
+        ran = kernel.run("%%gpuqueue\nprint('ran')")
+        kernel.badge(ran, "done")
+        assert "Traceback" not in (tmp_path / "state" / "kernel.log").read_text()

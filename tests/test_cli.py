@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -527,6 +528,8 @@ def test_engines_are_only_what_there_is(fake: FakeScript) -> None:
         (["--set", "nonsense=1", "list"], "no setting 'nonsense'"),
         (["frobnicate"], "frobnicate"),
         ([], "command"),
+        (["submit", "--env", "A B=s3cret", "--", "ls"], "'A B' is not the name of a variable"),
+        (["submit", "--shell", " "], "the line of --shell is empty"),
     ],
 )
 def test_a_fault_of_usage_is_one_line_and_status_2(
@@ -534,6 +537,7 @@ def test_a_fault_of_usage_is_one_line_and_status_2(
 ) -> None:
     result = gpusched(*argv, status=2)
     assert words in result.err
+    assert "s3cret" not in result.err
     assert result.err.count("\n") == 1
     assert result.out == ""
     assert gpusched("list", "--all", "--json").json == []
@@ -624,6 +628,22 @@ def test_a_table_on_a_terminal_takes_nothing_for_markup(fake: FakeScript) -> Non
     with terminal_output(master) as shown:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         wait_until(lambda: "[red]x[/red]" in shown())
+
+
+def test_a_narrow_terminal_gets_fewer_columns(
+    fake: FakeScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit("--hold", "-n", "a-name-of-some-length", "--", "ls")
+    monkeypatch.setenv("COLUMNS", "40")
+    pid, master = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [*GPUSCHED, "list"])
+    with terminal_output(master) as shown:
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        wait_until(lambda: "held" in shown())
+        assert "owner" not in shown()
+        assert "priority" not in shown()
+        assert len(shown().splitlines()) <= 6, shown()
 
 
 def test_plain_columns_keep_several_lines_of_a_cell_apart() -> None:
@@ -735,3 +755,41 @@ def test_list_of_many_jobs_is_quick(queue: Queue) -> None:
 def test_errors_name_the_command() -> None:
     with pytest.raises(UserError, match="gpusched cancel --help"):
         cli.parse(["cancel"])
+
+
+def in_a_shell(line: str) -> subprocess.CompletedProcess[bytes]:
+    command = shlex.join(GPUSCHED)
+    return subprocess.run(["bash", "-c", line.format(g=command)], capture_output=True, check=False)
+
+
+def test_closed_and_full_outputs_are_no_tracebacks(fake: FakeScript) -> None:
+    done = in_a_shell("{g} submit --hold -n first -- true >&-")
+    assert (done.returncode, done.stderr) == (0, b""), "it is queued: a script must not try again"
+    assert gpusched("show", "first", "--json").json["state"] == "pending"
+    done = in_a_shell("{g} list >/dev/full")
+    assert done.returncode == 1
+    assert (
+        done.stderr.decode() == "gpusched: the output cannot be written: No space left on device\n"
+    )
+    assert in_a_shell("{g} list >&- 2>&-").returncode == 0
+
+
+def test_bytes_that_are_no_text_are_refused_in_one_line(fake: FakeScript, tmp_path: Path) -> None:
+    for line, status in (
+        ("{g} submit -n $'\\xff' -- true", 2),
+        ("{g} submit --key $'\\xff' -- true", 2),
+        ("{g} submit --after $'\\xff' -- true", 1),
+        ("{g} show $'\\xff'", 1),
+        ("{g} show ''", 1),
+    ):
+        done = in_a_shell(line)
+        assert (done.returncode, len(done.stderr.splitlines())) == (status, 1), (line, done.stderr)
+    program = f"{tmp_path}/t$'\\xe9'"
+    done = in_a_shell(f"cp /bin/true {program} && {{g}} submit --hold -- {program}")
+    assert done.returncode == 0, done.stderr
+    assert "t\\udce9" in gpusched("list").out
+
+
+def test_purge_takes_one_word_for_what_goes(fake: FakeScript) -> None:
+    refused = gpusched("purge", "--older-than", "1d", "--all", status=2)
+    assert "not allowed with argument" in refused.err

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers import wait_until
-from kernels import Cell, Kernel, started
+from kernels import Cell, Kernel, Page, started
 
 from gpusched_ipy.job import Job, JobState
 from gpusched_ipy.statedir import StateDir
@@ -406,3 +406,102 @@ def test_its_files_go_as_the_record_grows_old(shared: Kernel, store: Store) -> N
     gone = shared.run("%gpuq fetch old", stop=False).errors
     assert gone == [f"UserError: the outputs of job {job.id} are no longer kept"]
     assert os.path.isdir(store.state.root / "calls")
+
+
+# After its kernel: the next one of the notebook shows it on
+
+
+def test_a_restarted_kernel_shows_on_what_the_one_before_has_sent_off(tmp_path: Path) -> None:
+    flag = tmp_path / "go"
+    body = (
+        f"{until(flag)}"
+        "from IPython.display import HTML, display\nprint('before')\n"
+        "display(HTML('<b>a figure</b>'))\nwait()\nprint('after')\nmodel = 42"
+    )
+    with started(tmp_path, JPY_SESSION_NAME="work/train.ipynb") as kernel:
+        sent = send(kernel, "--out model -n train", body, cell_id="one")
+        kernel.until(lambda: "before" in sent.text(), "it never began", PATIENCE_S)
+        uid = sent.of("display_data")[0]["transient"]["display_id"].removeprefix("gpusched-")
+        assert f"gpusched-of-{uid}" in sent.of("display_data")[0]["data"]["text/html"]
+        kernel.restart()
+        loaded = kernel.run("%load_ext gpusched_ipy")
+        page = Page(kernel)
+        kernel.until(lambda: "before" in page.text(), "what it had shown is not there", PATIENCE_S)
+        (cell,) = page.cells()
+        assert cell["uid"] == uid
+        assert "running #1 train" in cell["badge"]
+        assert "%gpuq show has the output" in loaded.displays[-1]["data"]["text/plain"]
+        kernel.run("print('something else')")
+        flag.touch()
+        kernel.until(lambda: "after" in page.text(), "it does not go on", PATIENCE_S)
+        assert [one["output_type"] for one in page.outputs()] == [
+            "stream",
+            "display_data",
+            "stream",
+        ]
+        assert page.outputs()[1]["data"]["text/html"] == "<b>a figure</b>"
+        assert page.text() == "before\nafter\n"
+        kernel.until(lambda: "model is here" in page.cells()[0]["badge"], "not brought", PATIENCE_S)
+        assert "done #1 train" in page.cells()[0]["badge"]
+        assert kernel.run("model").results == ["42"]
+
+        # Run again, the cell is this kernel's own.
+        again = send(kernel, "-n train", "print('again')", cell_id="one")
+        ended(kernel, again, "done")
+        assert again.text() == "again\n"
+        assert page.cells() == []
+        kernel.restart()
+        kernel.run("%load_ext gpusched_ipy\n%gpuq")
+        assert page.cells() == []
+
+
+def test_a_cell_that_failed_while_no_kernel_lived_is_shown_by_the_next(tmp_path: Path) -> None:
+    flag = tmp_path / "go"
+    with started(tmp_path, JPY_SESSION_NAME="work/train.ipynb") as kernel:
+        sent = send(kernel, "-n bad", f"{until(flag)}print('before')\nwait()\n1 / 0")
+        kernel.until(lambda: "before" in sent.text(), "it never began", PATIENCE_S)
+        os.kill(kernel.manager.provisioner.pid, signal.SIGKILL)
+        flag.touch()
+        found = Store(StateDir(tmp_path / "state"))
+        wait_until(lambda: found.job(1).ended, PATIENCE_S, "it has ended")
+        found.close()
+        kernel.restart()
+        kernel.run("%load_ext gpusched_ipy")
+        page = Page(kernel)
+        kernel.until(lambda: page.outputs()[1:], "it is not shown", PATIENCE_S)
+        assert page.text() == "before\n"
+        assert page.outputs()[1]["ename"] == "ZeroDivisionError"
+        kernel.until(lambda: "failed #1 bad" in page.cells()[0]["badge"], "its badge", PATIENCE_S)
+
+
+def test_run_again_a_cell_replaces_what_it_had_queued_before_the_restart(tmp_path: Path) -> None:
+    with started(tmp_path, JPY_SESSION_NAME="work/train.ipynb") as kernel:
+        kernel.fake.take()
+        kernel.badge(send(kernel, "", "print('old')", cell_id="one"), "queued")
+        kernel.restart()
+        kernel.run("%load_ext gpusched_ipy")
+        page = Page(kernel)
+        kernel.until(lambda: page.cells(), "it is not shown", PATIENCE_S)
+        assert "queued #1" in page.cells()[0]["badge"]
+        new = send(kernel, "", "print('new')", cell_id="one")
+        assert "replaces #1" in kernel.badge(new, "queued")
+        kernel.fake.free()
+        ended(kernel, new, "done")
+        assert new.text() == "new\n"
+        listed = json.loads(kernel.run("%gpuq list --all --json").text())
+        assert [job["state"] for job in listed] == ["cancelled", "completed"]
+
+
+def test_another_notebook_of_the_same_name_shows_nothing_of_it(tmp_path: Path) -> None:
+    with started(tmp_path, JPY_SESSION_NAME="work/train.ipynb") as kernel:
+        kernel.fake.take()
+        send(kernel, "", "print('mine')")
+        places = {
+            "GPUSCHED_STATE_DIR": str(tmp_path / "state"),
+            "JPY_SESSION_NAME": "b/train.ipynb",
+        }
+        (tmp_path / "other").mkdir()
+        with started(tmp_path / "other", **places) as other:
+            other.run("%gpuq")
+            assert Page(other).cells() == []
+        kernel.run("%gpuq cancel 1")

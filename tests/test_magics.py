@@ -47,6 +47,7 @@ BAD = {
     "too many gpus": ("%%gpuqueue --gpus 9\n1", "--gpus 9: this machine has 1"),
     "too much memory": ("%%gpuqueue --wait --mem 900G\n1", "the largest GPU here has 40.0 GiB"),
     "unknown job to follow": ("%%gpuqueue --after nobody\n1", "there is no job nobody"),
+    "no dashes": ("%gpurun python x.py", "write the command after --: %gpurun -- python x.py"),
     "no command": ("%gpurun", "there is no command to run"),
     "unknown program": ("%gpurun -- no-such-program", "there is no program 'no-such-program'"),
     "no directory": ("%gpurun --cwd /nowhere -- python -V", "/nowhere does not exist"),
@@ -100,7 +101,7 @@ def test_the_verbs_do_what_they_say(kernel: Kernel) -> None:
     assert "the queue is drained" in table(kernel.run("%gpuq"))
     assert kernel.run("%gpuq resume").text() == "resumed\n"
     timeout = kernel.run("%gpuq wait prep --timeout 0.2")
-    assert "have not ended in time" in timeout.text()
+    assert "not ended in time" in timeout.traceback, "it is an error: Run All stops here"
     cancelled = kernel.run("%gpuq cancel prep*").text()
     assert cancelled == f"job {first} cancelled\njob {second} cancelled\n"
     assert kernel.run("%gpuq cancel prep").text() == f"job {first} is over already (cancelled)\n"
@@ -237,6 +238,16 @@ def test_an_unusable_state_directory_is_one_line(tmp_path: Path) -> None:
             cell = kernel.run(code, stop=False)
             assert "state directory" in cell.errors[0]
             assert cell.traceback.count("\n") == 0
+
+
+@pytest.mark.kernel
+def test_a_panel_whose_widget_somebody_has_closed_is_made_anew(kernel: Kernel) -> None:
+    view = "application/vnd.jupyter.widget-view+json"
+    first = kernel.run("%gpupanel").displays[0]["data"][view]
+    kernel.run("import ipywidgets\nipywidgets.Widget.close_all()")
+    second = kernel.run("%gpupanel")
+    assert second.errors == []
+    assert second.displays[0]["data"][view]["model_id"] != first["model_id"]
 
 
 @pytest.mark.kernel

@@ -122,3 +122,17 @@ def test_the_first_look_at_a_long_queue_knows_what_each_job_by_itself_tells(
     assert opened.allocations() == each.allocations()
     assert [job.id for job in opened.line] == [job.id for job in each.line]
     assert decision(opened, clock) == decision(each, clock)
+
+
+def test_a_job_that_ended_and_was_purged_between_two_looks_is_known_no_more(
+    opened: OpenJobs, clock: HandClock
+) -> None:
+    store = opened._store
+    for number in (1, 2):
+        store.submit(pending(number, "a").spec)
+    opened.refresh()
+    gone = store.request_cancel(1)
+    assert store.forget([gone]) == 1
+    opened.refresh()
+    assert list(opened.jobs) == [2]
+    assert [start.job_id for start in decision(opened, clock).starts] == [2]

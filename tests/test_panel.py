@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -438,6 +438,22 @@ class TestLoop:
             submit(page.queue, "one")
             page.wait_state(trouble="the disk is full")
         page.wait_state(trouble=None, total=1)
+
+    def test_a_page_that_could_not_be_served_once_is_served_the_next_time(
+        self, page: Page, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tried = []
+
+        def broken(_changed: object) -> Callable[[], None]:
+            tried.append(1)
+            raise OSError(24, "Too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(page.queue, "subscribe", broken)
+            page.say("hello")
+            wait_until(lambda: tried and not page.loop.working, what="it has given up")
+        page.say("hello")
+        wait_until(lambda: page.of("tick"), what="a beat")
 
     @pytest.mark.parametrize("word", ["bye", "hide"])
     def test_it_stops_when_nobody_looks(self, page: Page, word: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -76,6 +77,14 @@ def test_a_gap_in_the_readings_breaks_the_line() -> None:
     readings = [snapshot(NOW + at, 0.5) for at in (0, 1, 2, 60, 61)]
     line = plot_usage(readings).axes[0].lines[0].get_ydata()
     assert [math.isnan(value) for value in line] == [False, False, False, True, False, False]
+
+
+def test_failed_readings_break_the_line() -> None:
+    readings = [snapshot(NOW + at, 0.5) for at in range(4)]
+    readings += [replace(snapshot(NOW + at), problem="driver lost") for at in range(4, 7)]
+    readings += [snapshot(NOW + at, 0.5) for at in range(7, 9)]
+    line = plot_usage(readings).axes[0].lines[0].get_ydata()
+    assert [math.isnan(value) for value in line] == [False] * 4 + [True] * 3 + [False] * 2
 
 
 def test_only_the_wanted_gpus_are_drawn() -> None:

@@ -228,7 +228,8 @@ def test_two_scripts_never_have_it_at_once(queue: Queue) -> None:
 
 HOLD = (
     "import sys, time\nfrom gpusched_ipy import gpuqueue\n"
-    "with gpuqueue() as gpu:\n    print(gpu.job_id, flush=True)\n    time.sleep(1000)"
+    # One long sleep would miss a signal that comes right before it: Python does not look again.
+    "with gpuqueue() as gpu:\n    print(gpu.job_id, flush=True)\n    while True: time.sleep(0.1)"
 )
 
 
@@ -748,3 +749,11 @@ def test_the_examples_of_the_documentation_print_what_they_say(number: int) -> N
 def test_every_example_is_run() -> None:
     text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     assert len(examples()) == text.count("```python") >= 5
+
+
+def test_a_handle_of_a_purged_job_shows_itself(queue: Queue) -> None:
+    handle = submit(["true"], hold=True)
+    handle.cancel()
+    assert queue.store.forget([handle.job]) == 1
+    assert repr([handle]) == f"[<job {handle.id}: no longer kept>]"
+    assert handle._repr_html_() is None

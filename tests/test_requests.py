@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from functools import partial
+from math import inf, nan
 from typing import Any
 
 import pytest
@@ -11,9 +14,11 @@ from helpers import FakeScript, wait_until
 from gpusched_ipy import Queue, UserError, here, submit
 from gpusched_ipy.arguments import command
 from gpusched_ipy.cli import main
-from gpusched_ipy.job import Job, JobState
+from gpusched_ipy.job import Job, JobState, effective_priority
 from gpusched_ipy.lines import parse_cell, parse_run
 from gpusched_ipy.options import JOB_OPTIONS, OptionParser, job_fields, python_fields
+from gpusched_ipy.records import iso
+from gpusched_ipy.text import UNKNOWN, format_duration
 
 # The option on a line, and the same for Python.
 SAME: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -144,3 +149,52 @@ def test_a_walltime_ends_a_job(queue: Queue) -> None:
     over = submit(["sleep", "600"], time=0.5)
     (ended,) = queue.wait(over.id, timeout=60)
     assert ended.state is JobState.TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("begin", value) for value in (inf, -inf, nan, 1e15, 1e300, -1, "+9999999d")),
+        *(("name", value) for value in ("12", "14-16", "a,b", "array:3", "x*", "a?", "\udcff")),
+        *(("mem", value) for value in (0, "0", "0G")),
+        ("on_gpu", ""),
+        ("gpu_type", " "),
+        ("sweep", {}),
+        ("key", "\udcff"),
+    ],
+)
+def test_a_value_that_means_nothing_is_refused(option: str, value: object) -> None:
+    with pytest.raises(UserError) as caught:
+        python_fields({option: value})
+    assert len(str(caught.value).splitlines()) == 1
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize(("option", "value"), [("hold", "no"), ("begin", True), ("requeue", 1)])
+def test_a_value_of_another_kind_is_refused(option: str, value: object) -> None:
+    with pytest.raises(UserError, match="is not a value for this option"):
+        python_fields({option: value})
+
+
+def test_a_time_that_no_calendar_has_stops_nobody() -> None:
+    """An older version has recorded such begin times."""
+    assert {format_duration(span) for span in (inf, -inf, nan)} == {UNKNOWN}
+    assert {iso(wall) for wall in (inf, nan, 1e300, -1e300)} == {None}
+
+
+def test_top_passes_those_that_have_gained_by_waiting(
+    fake: FakeScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUSCHED_AGING_S", "1")
+    fake.busy()
+    queue = here.current_queue()
+    old = submit(["true"], name="old", priority=2).job
+    held = submit(["true"], hold=True, priority=900).job
+    aged = partial(effective_priority, old, 1.0)
+    wait_until(lambda: aged(time.monotonic()) > 4, what="it has gained some steps")
+    new = submit(["true"], name="new").job
+    assert queue.top("new").priority > aged(new.queued_mono)
+    assert queue.show(held.id).priority == 900
+    queue.set_priority(["old"], 1000)
+    with pytest.raises(UserError, match="1000 is the highest; hold those that are to wait"):
+        queue.top("new")

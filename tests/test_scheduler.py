@@ -519,6 +519,40 @@ def test_the_end_of_a_stranger_is_not_left_to_the_next_reading(
         bench.close()
 
 
+class Lingering(Tenant):
+    """The driver shows the tenant for some more readings after his end."""
+
+    left = 4
+
+    def read(self, detail: Detail = Detail.FULL) -> Snapshot:
+        if self.tenant.poll() is not None and self.left:
+            self.left -= 1
+            process = {"pid": self.tenant.pid, "memory": "30GiB"}
+            self.script({"gpus": [{**BUSY, "processes": [process]}]})
+            return replace(super(Tenant, self).read(detail), backend="driver")
+        return super().read(detail)
+
+
+def test_a_stranger_whom_the_driver_still_shows_is_looked_at_again_soon(
+    state: StateDir, settings: Settings
+) -> None:
+    tenant = subprocess.Popen(["sleep", "600"])
+    backend = Lingering(SystemClock(), tenant)
+    seldom = replace(settings, sample_interval_s=3600.0)
+    bench = Bench(state, seldom, choose=lambda _settings, _clock: Detected(backend, ()))
+    try:
+        job = bench.submit()
+        bench.scheduler.start()
+        wait_until(lambda: f"pid {tenant.pid}" in bench.why(job))
+        tenant.kill()
+        wait_until(lambda: [claim.job.id for claim in bench.runner.started] == [job.id])
+        assert backend.left == 0
+    finally:
+        tenant.kill()
+        tenant.wait()
+        bench.close()
+
+
 def _clear(bench: Bench) -> None:
     for claim in bench.runner.started:
         bench.scheduler.begin(claim)

@@ -258,6 +258,27 @@ def test_a_key_for_a_job_that_is_gone_is_answered(queue: Queue) -> None:
     assert f"there is no job {gone.id}" in state.scene().message
 
 
+def test_a_key_is_for_the_job_that_was_chosen_and_for_no_other(queue: Queue) -> None:
+    jobs = [submit(queue, name) for name in "abcd"]
+    monitor = Monitor(Settings.load())
+    state = ScreenState(queue, monitor, lambda: (120, 30))
+    state.read()
+    state.press("down")
+    state.press("down")
+    assert state.scene().selected == str(jobs[2].id)
+    queue.cancel(jobs[2].id)  # elsewhere
+    state.read()
+    state.press("c")
+    assert "the chosen job has gone" in state.scene().message
+    assert state.scene().selected == str(jobs[3].id), "the one that stands there now"
+    assert [queue.show(job.id).state for job in jobs].count(JobState.CANCELLED) == 1
+    state.press("c")
+    assert queue.show(jobs[3].id).state is JobState.CANCELLED
+    state.press("c")  # what has gone by one's own key was seen going
+    assert queue.show(jobs[1].id).state is JobState.CANCELLED
+    assert queue.show(jobs[0].id).state is JobState.PENDING
+
+
 def test_long_queues_are_turned_over_by_the_page(queue: Queue) -> None:
     with queue.store.writing():
         jobs = [submit(queue, f"job {number}") for number in range(60)]

@@ -18,6 +18,7 @@ from gpusched_ipy.errors import InvalidTransitionError, JobNotFoundError, StoreE
 from gpusched_ipy.job import (
     FINAL,
     TRANSITIONS,
+    ArrayPlace,
     Job,
     JobKind,
     JobSpec,
@@ -25,6 +26,7 @@ from gpusched_ipy.job import (
     Request,
     WaitCode,
     WaitReason,
+    effective_priority,
 )
 from gpusched_ipy.naming import resolve
 from gpusched_ipy.rows import parse_spec, spec_text
@@ -217,6 +219,18 @@ def test_names_and_patterns(store: Store) -> None:
     assert [job.id for job in store.named("prep[1]")] == [ids[1]]
 
 
+def test_the_id_of_a_sweep_may_be_digits_alone(store: Store) -> None:
+    places = [ArrayPlace(id=name, index=0, size=1) for name in ("421783e0", "2ab", "ff")]
+    jobs = store.submit_all([spec(str(place), array=place) for place in places])
+    alone = store.submit(spec("alone"))
+    assert resolve(store, ["array:421783"]) == (jobs[0].id,)
+    assert resolve(store, ["array:2"]) == (jobs[1].id,), "the number of a member comes first"
+    with pytest.raises(UserError, match=f"job {alone.id} is no member of a sweep"):
+        resolve(store, [f"array:{alone.id}"])
+    with pytest.raises(JobNotFoundError):
+        resolve(store, ["array:5"])
+
+
 def test_times_of_another_boot_are_estimated(
     store: Store, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +238,27 @@ def test_times_of_another_boot_are_estimated(
     monkeypatch.setattr("gpusched_ipy.lookup.boot_id", lambda: "the next boot")
     clock.mono, clock.wall = 10.0, clock.wall + 60
     assert store.job(job.id).queued_mono == 10.0 - 60
+
+
+def test_the_line_is_that_of_the_policy(store: Store, state: StateDir, clock: FakeClock) -> None:
+    """By priority and by how long a job waits: since its last requeue, whatever the boot."""
+    jobs = []
+    for number in range(3):
+        clock.mono, clock.wall = clock.mono + 10, clock.wall + 10
+        jobs.append(store.submit(spec(f"u{number}")))
+    first, second, third = (job.id for job in jobs)
+    assert store.line(600.0) == [first, second, third]
+    store.request_cancel(first)
+    clock.mono, clock.wall = clock.mono + 10, clock.wall + 10
+    store.requeue(store.job(first))
+    assert store.line(600.0) == [second, third, first]
+    assert [job.id for job in store.page(1, 2, 600.0)] == [third, first]
+    order = sorted(store.jobs(), key=lambda job: -effective_priority(job, 600.0, clock.mono))
+    assert [job.id for job in order] == store.line(600.0)
+    with sqlite3.connect(state.database) as db:  # it was requeued before a restart of the machine
+        db.execute("UPDATE jobs SET boot = 'another', queued_mono = 9e9 WHERE id = ?", (third,))
+    db.close()
+    assert store.line(600.0) == [second, third, first]
 
 
 def test_a_thread_that_reads_never_stops_one_that_writes(store: Store, state: StateDir) -> None:
@@ -314,8 +349,11 @@ def test_threads_and_forks_may_use_it(store: Store) -> None:
     assert len(store.jobs()) == 10
 
 
-def test_forks_in_the_middle_of_writes_may_use_it(store: Store) -> None:
+def test_forks_in_the_middle_of_writes_may_use_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Other threads of the parent write and read all the time; none of them is in the child."""
+    monkeypatch.setattr("gpusched_ipy.forks._WAIT_S", 60.0)  # however slow the disk is
     over = threading.Event()
 
     def write() -> None:

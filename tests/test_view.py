@@ -32,7 +32,6 @@ from gpusched_ipy.text import format_number
 from gpusched_ipy.view import (
     GPU_COLUMNS,
     JOB_COLUMNS,
-    JobSpan,
     clean,
     escape,
     format_bytes,
@@ -45,7 +44,6 @@ from gpusched_ipy.view import (
     job_json,
     job_rows,
     process_line,
-    usage_series,
 )
 
 GIB = 2**30
@@ -481,25 +479,6 @@ def test_job_rows(changes: dict[str, Any], row: tuple[str, ...]) -> None:
     (shown,) = job_rows([make_job(**changes)], NOW, indices={"GPU-a": 1, "GPU-z": None})
     assert (shown.state, shown.gpus, shown.since, shown.why) == row
     assert (shown.id, shown.name, shown.priority) == ("12", "train", "3")
-
-
-def test_a_series_has_gaps_where_nothing_is_known() -> None:
-    history = [
-        make_snapshot(BUSY, taken_at=100.0),
-        make_snapshot(replace(BUSY, utilization=None), taken_at=101.0),
-        make_snapshot(taken_at=102.0, problem="lost"),
-        make_snapshot(BUSY, taken_at=110.0),
-    ]
-    ran = make_job(state=JobState.RUNNING, started_at=100.5, gpus=("GPU-a",))
-    elsewhere = make_job(state=JobState.RUNNING, started_at=100.5, gpus=("GPU-b",))
-    series = usage_series(history, "GPU-a", [ran, elsewhere, make_job()], gap_s=3.0)
-    assert series.times == (100.0, 101.0, 102.0, 106.0, 110.0)
-    assert series.utilization == (0.97, None, None, None, 0.97)
-    assert series.mem_used_bytes == (30 * GIB, 30 * GIB, None, None, 30 * GIB)
-    assert series.mem_total_bytes == 40 * GIB
-    assert series.spans == (JobSpan(12, "train", "running", 100.5, None),)
-    assert usage_series(history, "GPU-a").times == (100.0, 101.0, 102.0, 110.0)
-    assert usage_series([], "GPU-a").mem_total_bytes is None
 
 
 @pytest.mark.parametrize(

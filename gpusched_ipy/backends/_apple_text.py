@@ -40,8 +40,7 @@ _PARSE_ERRORS = (
     plistlib.InvalidFileException,
     ValueError,
     TypeError,
-    KeyError,
-    IndexError,
+    LookupError,  # an encoding that nobody knows, among others
     AttributeError,
     OverflowError,
     RecursionError,

@@ -93,12 +93,6 @@ def read_count(path: Path | str) -> int | None:
     return values.whole(read_text(path))
 
 
-def read_scaled(path: Path, scale: float) -> float | None:
-    """A number times ``scale`` (micro, milli), or None."""
-    amount = values.number(read_text(path))
-    return None if amount is None else amount * scale
-
-
 def labelled(hwmon: Path, kind: str, what: str, *labels: str) -> Path | None:
     """The file of the sensor with the first of these labels that there is."""
     found: dict[str, Path] = {}

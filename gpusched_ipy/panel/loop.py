@@ -159,16 +159,20 @@ class PanelLoop:
     def _run(self) -> None:
         # The thread before this one may still be leaving: it must not end this one's want.
         who = f"{self._name} {threading.get_ident()}"
-        self._monitor.want(who, self.every_s, Detail.FULL)
-        leave = self._queue.subscribe(self._on_change)
-        self._views.clear()
-        self._changed = True  # nobody has listened until now
+        leave: Callable[[], None] | None = None
         try:
+            self._monitor.want(who, self.every_s, Detail.FULL)
+            leave = self._queue.subscribe(self._on_change)
+            self._views.clear()
+            self._changed = True  # nobody has listened until now
             while self._take_messages():
                 if self._alive() and self._mono() >= self._due:
                     self._beat()
+        except (GpuSchedError, OSError):
+            _log.exception("the panel cannot be served now; its next message begins anew")
         finally:
-            leave()
+            if leave is not None:
+                leave()
             self._monitor.unwant(who)
             with self._cond:
                 if self._thread is threading.current_thread():

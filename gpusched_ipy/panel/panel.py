@@ -87,9 +87,15 @@ class GpuPanel:
         if self._widget is not None:
             self._widget.close()
 
+    @property
+    def orphaned(self) -> bool:
+        """Whether somebody else has closed its widget."""
+        return self._widget is not None and self._widget.comm is None and not self._closed
+
     def shows(self, queue: PanelQueue, monitor: Readings) -> bool:
         """Whether this is a live panel of that queue and those readings."""
-        alive = self._widget is not None and not self._closed
+        # `Widget.close_all()` takes a widget its comm.
+        alive = self._widget is not None and self._widget.comm is not None and not self._closed
         return alive and self._queue is queue and self._monitor is monitor
 
     def _ipython_display_(self) -> None:
@@ -203,6 +209,8 @@ def panel_of(queue: PanelQueue, monitor: Readings, settings: Settings, *, live: 
         for panel in list(_open):
             if panel.shows(queue, monitor):
                 return panel
+            if panel.orphaned:
+                panel.close()
     return GpuPanel(queue, monitor, settings, live=live)
 
 

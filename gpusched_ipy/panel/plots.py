@@ -10,7 +10,6 @@ import io
 import math
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -24,13 +23,12 @@ from matplotlib.ticker import PercentFormatter
 
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import Job, JobState
+from gpusched_ipy.panel.looks import JOBS, MEMORY, UTILIZATION, gap_s
 from gpusched_ipy.snapshot import Gpu, Snapshot
 from gpusched_ipy.text import clean
 
 _GIB = 2**30
 _WIDTH_IN = 7.2  # two columns of a paper
-_UTIL, _MEM = "#1f6fd6", "#b45309"
-_JOBS = ("#1f6fd6", "#0f8a7e", "#7b3fc4", "#b45309", "#b0307a", "#5b7a12")
 _BAD = frozenset({JobState.FAILED, JobState.TIMEOUT, JobState.LOST})
 _HATCHES = {**dict.fromkeys(_BAD, "////"), JobState.CANCELLED: "...."}
 _NAME_LIMIT = 40
@@ -77,7 +75,7 @@ def plot_usage(
     for place, gpu in enumerate(shown):
         axes = figure.add_subplot(grid[2 * place], sharex=first)
         first = first or axes
-        _draw_usage(axes, good, gpu)
+        _draw_usage(axes, snapshots, gpu)
         strip = figure.add_subplot(grid[2 * place + 1], sharex=first)
         _draw_spans(strip, [job for job in jobs if gpu.uuid in job.gpus], start, now)
         last = place == len(shown) - 1
@@ -88,8 +86,8 @@ def plot_usage(
     if first is not None:
         first.set_xlim(_num(start), _num(max(now, start + 1)))
     handles: list[Any] = [
-        Line2D([], [], color=_UTIL, label="utilization (%)"),
-        Line2D([], [], color=_MEM, linestyle="--", label="memory used (GiB)"),
+        Line2D([], [], color=UTILIZATION, label="utilization (%)"),
+        Line2D([], [], color=MEMORY, linestyle="--", label="memory used (GiB)"),
     ]
     _legend(figure, handles, jobs)
     return figure
@@ -149,18 +147,18 @@ def _gpus_of(snapshots: Sequence[Snapshot], wanted: Collection[str] | None) -> l
 
 def _draw_usage(axes: Axes, snapshots: Sequence[Snapshot], gpu: Gpu) -> None:
     times, util, used = _series(snapshots, gpu.uuid)
-    axes.plot(times, util, color=_UTIL, linewidth=1.3)
-    axes.fill_between(times, util, color=_UTIL, alpha=0.12, linewidth=0)
+    axes.plot(times, util, color=UTILIZATION, linewidth=1.3)
+    axes.fill_between(times, util, color=UTILIZATION, alpha=0.12, linewidth=0)
     axes.set_ylim(0, 104)
     axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
-    axes.set_ylabel("utilization (%)", color=_UTIL)
+    axes.set_ylabel("utilization (%)", color=UTILIZATION)
     axes.set_yticks([0, 50, 100])
     axes.grid(alpha=0.25)
     index = "" if gpu.index is None else f" {gpu.index}"
     axes.set_title(f"GPU{index} · {clean(gpu.name, _NAME_LIMIT)}", fontsize="medium", loc="left")
     memory = axes.twinx()
-    memory.plot(times, used, color=_MEM, linewidth=1.3, linestyle="--")
-    memory.set_ylabel("memory used (GiB)", color=_MEM)
+    memory.plot(times, used, color=MEMORY, linewidth=1.3, linestyle="--")
+    memory.set_ylabel("memory used (GiB)", color=MEMORY)
     memory.set_ylim(0, gpu.mem_total_bytes / _GIB * 1.04 if gpu.mem_total_bytes else None)
     memory.tick_params(labelbottom=False)
 
@@ -172,7 +170,7 @@ def _series(
     times: list[float] = []
     util: list[float] = []
     used: list[float] = []
-    gap = _gap(snapshots)
+    gap = gap_s([snapshot.taken_at for snapshot in snapshots])
     before: float | None = None
     for snapshot in snapshots:
         at, gpu = snapshot.taken_at, snapshot.gpu(uuid)
@@ -186,12 +184,6 @@ def _series(
         util.append(math.nan if ratio is None else 100 * ratio)
         used.append(math.nan if size is None else size / _GIB)
     return times, util, used
-
-
-def _gap(snapshots: Sequence[Snapshot]) -> float:
-    times = [snapshot.taken_at for snapshot in snapshots]
-    steps = sorted(later - sooner for sooner, later in pairwise(times))
-    return max(5.0, 3 * steps[len(steps) // 2]) if steps else 5.0
 
 
 def _draw_spans(axes: Axes, jobs: Sequence[Job], start: float, now: float) -> None:
@@ -223,8 +215,8 @@ def _bars(axes: Axes, jobs: Sequence[Job], line: float, start: float, now: float
         axes.broken_barh(
             [(_num(begin), max(_num(end) - _num(begin), 1e-9))],
             (top, height * 0.94),
-            facecolor=_JOBS[job.id % len(_JOBS)] + "55",
-            edgecolor=_JOBS[job.id % len(_JOBS)],
+            facecolor=JOBS[job.id % len(JOBS)] + "55",
+            edgecolor=JOBS[job.id % len(JOBS)],
             hatch=_HATCHES.get(job.state),
         )
         room = (ends[lane] - begin) / max(now - start, 1.0)

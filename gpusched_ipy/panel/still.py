@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from itertools import pairwise
 
 from gpusched_ipy.config import Instant
 from gpusched_ipy.folding import entry_rows
 from gpusched_ipy.job import Job
 from gpusched_ipy.panel.feed import WINDOW_S, JobPage, in_window, thin
+from gpusched_ipy.panel.looks import JOBS, MEMORY, UTILIZATION, gap_s
 from gpusched_ipy.snapshot import Gpu, Snapshot
 from gpusched_ipy.text import clean, escape
 from gpusched_ipy.view import JOB_COLUMNS, GpuRow, gpu_rows, html_table
@@ -21,8 +21,6 @@ from gpusched_ipy.view import JOB_COLUMNS, GpuRow, gpu_rows, html_table
 _WIDTH, _HEIGHT, _LANE = 560, 84, 14
 _LEFT = 34  # of the picture, for the scale
 _TEXT_ROWS, _HTML_ROWS = 10, 50
-_UTIL, _MEM = "#1f6fd6", "#b45309"
-_JOBS = ("#1f6fd6", "#0f8a7e", "#7b3fc4", "#b45309", "#b0307a", "#5b7a12")
 
 
 def still_text(snapshot: Snapshot | None, page: JobPage, now: Instant) -> str:
@@ -90,7 +88,7 @@ def _picture(gpu: Gpu, history: Sequence[Snapshot], jobs: Sequence[Job], now: fl
         f' width="{_WIDTH}" height="{height}" style="max-width:100%;height:auto;color:inherit">'
         f'<g stroke="currentColor" stroke-opacity=".2">{_grid()}</g>'
         f'<g font-size="10" fill="currentColor">{_labels()}</g>'
-        f"{_line(used, now, _MEM, dash=True)}{_line(util, now, _UTIL, dash=False)}"
+        f"{_line(used, now, MEMORY, dash=True)}{_line(util, now, UTILIZATION, dash=False)}"
         f"{''.join(_span(job, lane, now) for lane, job in enumerate(spans[:8]))}</svg>"
     )
 
@@ -121,7 +119,7 @@ def _line(
 ) -> str:
     """One path; a reading that is missing or unknown interrupts it."""
     steps: list[str] = []
-    gap = _gap([at for at, _ in points])
+    gap = gap_s([at for at, _ in points])
     before: float | None = None
     for at, ratio in points:
         if ratio is None:
@@ -137,16 +135,11 @@ def _line(
     )
 
 
-def _gap(times: Sequence[float]) -> float:
-    steps = sorted(later - sooner for sooner, later in pairwise(times))
-    return max(5.0, 3 * steps[len(steps) // 2]) if steps else 5.0
-
-
 def _span(job: Job, lane: int, now: float) -> str:
     start = max(float(_LEFT), _x(job.started_at or now, now))
     end = _x(job.ended_at or now, now)
     top = _HEIGHT + 16 + lane * _LANE
-    colour = _JOBS[job.id % len(_JOBS)]
+    colour = JOBS[job.id % len(JOBS)]
     text = f"#{job.id} {job.name} ({job.state})"
     anchor = ' text-anchor="end"' if start > _WIDTH * 0.6 else ""
     x = end - 4 if anchor else start + 4

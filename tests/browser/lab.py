@@ -190,6 +190,14 @@ class Lab:
         assert not failed, "\n".join(failed[0]["traceback"])
         return "".join(str(out.get("text", "")) for out in outputs)
 
+    def write(self, place: int, source: str) -> None:
+        """Give a cell another source."""
+        self.page.evaluate(
+            """([place, source]) => window.jupyterapp.shell.currentWidget.content.model.cells
+            .get(place).sharedModel.setSource(source)""",
+            [place, source],
+        )
+
     def save(self) -> Any:
         """Save the notebook; what lies on the disk then."""
         self.command("docmanager:save")

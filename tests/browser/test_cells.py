@@ -34,6 +34,20 @@ stream = io.BytesIO(); figure.savefig(stream, format='png'); display(Image(strea
 BETWEEN = "print('between')"
 SHOW = "%gpuq show train"
 LIST = "%gpuq list --all"
+AWAY = """%%gpuqueue --isolate -n long
+import os, time
+print('epoch 1 of 3', end='')
+deadline = time.time() + 280
+while not os.path.exists({flag!r}):
+    assert time.time() < deadline
+    time.sleep(0.05)
+print('\\repoch 3 of 3')
+from matplotlib.figure import Figure
+from IPython.display import Image, display
+import io
+figure = Figure((3, 1.5), layout="constrained"); figure.subplots().plot([1, 3, 2])
+stream = io.BytesIO(); figure.savefig(stream, format='png'); display(Image(stream.getvalue()))
+1 / 0"""
 FAILS = "%%gpuqueue -n bad\n1 / 0"
 
 
@@ -107,6 +121,50 @@ def test_lab_shows_a_cell_where_it_was_queued_and_again_after_a_reload(
         shoot(lab.page, "cell-replayed")
 
 
+def test_after_a_restart_an_isolated_cell_goes_on_under_itself(
+    browser: Any, server: tuple[str, Path], tmp_path: Path, state_dir: Path, shoot: Callable
+) -> None:
+    """Progress, figure and traceback come to the cell although its kernel is another one now."""
+    flag = tmp_path / "go"
+    with book(browser, server, tmp_path, classic=False) as (lab, _, script):
+        script.free()
+        lab.write(2, AWAY.format(flag=str(flag)))
+        lab.run(2)
+        badge = lab.output(2).locator(".gpusched-badge")
+        badge.get_by_text("running #1 long").wait_for()
+        lab.output(2).get_by_text("epoch 1 of 3").wait_for()
+        lab.page.evaluate(
+            "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()"
+        )
+        lab.wait_kernel("idle")
+        lab.run(0)
+        onward = lab.output(2).locator(".gpusched-onward")
+        onward.get_by_text("epoch 1 of 3").wait_for()
+        lab.output(0).get_by_text("goes on under its cells").wait_for()
+        shown = lab.output(2).get_by_text("epoch 1 of 3").all()
+        assert [text.is_visible() for text in shown].count(True) == 1, "it stands there once"
+        flag.touch()
+        onward.get_by_text("epoch 3 of 3").wait_for()
+        onward.locator("img").wait_for()
+        onward.get_by_text("ZeroDivisionError").first.wait_for()
+        onward.get_by_text("failed #1 long").wait_for()
+        shoot(lab.page, "cell-onward")
+        lab.run(0)  # the cell that has loaded us need not keep its output
+        onward.get_by_text("failed #1 long").wait_for()
+        lab.save()
+        lab.open()
+        onward.get_by_text("failed #1 long").wait_for()
+        onward.locator("img").wait_for()
+
+        # Run again it shows what it shows now, and nothing else.
+        lab.write(2, "%%gpuqueue --isolate -n long\nprint('anew')")
+        lab.run(2)
+        lab.output(2).get_by_text("done #2 long").wait_for()
+        lab.output(2).get_by_text("anew", exact=True).wait_for()
+        assert lab.output(2).locator(".gpusched-onward").count() == 0
+        assert lab.errors == []
+
+
 def test_notebook_7_queues_cells_and_shows_the_panel(
     browser: Any, server: tuple[str, Path], tmp_path: Path, state_dir: Path, shoot: Callable
 ) -> None:
@@ -114,11 +172,7 @@ def test_notebook_7_queues_cells_and_shows_the_panel(
         lab.run(1)
         badge = lab.output(1).locator(".gpusched-badge")
         badge.get_by_text("queued #1 train").wait_for()
-        lab.page.evaluate(
-            """source => { const nb = window.jupyterapp.shell.currentWidget.content;
-            nb.model.cells.get(2).sharedModel.setSource(source) }""",
-            "%gpupanel",
-        )
+        lab.write(2, "%gpupanel")
         lab.run(2)
         panel = lab.output(2).locator(".gsq")
         panel.locator(".gsq-pill", has_text="live").wait_for()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kernels import Cell, Kernel, started
+from kernels import Cell, Kernel, Page, started
 
 from tests.engines.ray_head import RayHead
 
@@ -21,6 +21,7 @@ def kernel(ray_head: RayHead, tmp_path: Path) -> Iterator[Kernel]:
         "GPUSCHED_RAY_ADDRESS": ray_head.url,
         "GPUSCHED_RAY_TOKEN_FILE": str(ray_head.token_file),
         "GPUSCHED_ENGINE_DIR": str(tmp_path / "engines"),
+        "JPY_SESSION_NAME": "train.ipynb",
     }
     with started(tmp_path, **found) as kernel:
         yield kernel
@@ -74,7 +75,9 @@ def test_a_cell_on_ray_that_fails_shows_its_traceback(kernel: Kernel) -> None:
     assert "1 / 0" in cell.traceback
 
 
-def test_a_cell_on_ray_outlives_a_restart_of_its_kernel(kernel: Kernel, tmp_path: Path) -> None:
+def test_a_cell_on_ray_goes_on_under_itself_after_a_restart_of_its_kernel(
+    kernel: Kernel, tmp_path: Path
+) -> None:
     go = tmp_path / "go"
     kernel.run("x = 20")
     cell = kernel.run(
@@ -88,11 +91,15 @@ def test_a_cell_on_ray_outlives_a_restart_of_its_kernel(kernel: Kernel, tmp_path
     kernel.until(lambda: "before" in cell.text(), f"{cell.badges[-3:]}", PATIENCE_S)
     kernel.restart()
     assert kernel.run("%load_ext gpusched_ipy").errors == []
+    page = Page(kernel)
+    kernel.until(lambda: page.text() == "before\n", "it is not shown", PATIENCE_S)
     early = kernel.run("%gpuq fetch long", stop=False)
     assert "is running" in early.traceback
     assert kernel.run("%gpuq log long").text() == "before\n"
     go.touch()
     assert kernel.run("%gpuq wait long").errors == []
     assert kernel.run("%gpuq log long").text() == "before\nafter\n"
-    assert kernel.run("%gpuq fetch long").errors == []
+    kernel.until(lambda: "y is here" in page.cells()[0]["badge"], "its end", PATIENCE_S)
+    assert page.text() == "before\nafter\n"
     assert kernel.run("y").results == ["21"]
+    assert kernel.run("%gpuq fetch long").errors == []

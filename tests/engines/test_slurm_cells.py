@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kernels import Cell, Kernel, started
+from kernels import Cell, Kernel, Page, started
 
 from tests.engines.slurmcluster import SlurmCluster
 
@@ -18,7 +18,8 @@ PATIENCE_S = 120.0
 def kernel(slurm: SlurmCluster, tmp_path: Path) -> Iterator[Kernel]:
     """A kernel that finds the Slurm of the tests."""
     engines = str(tmp_path / "engines")
-    with started(tmp_path, SLURM_CONF=str(slurm.conf), GPUSCHED_ENGINE_DIR=engines) as kernel:
+    environment = {"SLURM_CONF": str(slurm.conf), "GPUSCHED_ENGINE_DIR": engines}
+    with started(tmp_path, JPY_SESSION_NAME="train.ipynb", **environment) as kernel:
         yield kernel
 
 
@@ -63,3 +64,29 @@ def test_a_cell_goes_to_a_node_and_comes_home(kernel: Kernel) -> None:
     assert kernel.run("model.w").results == ["6"]
     refused = kernel.run("%%gpuqueue --in xs\n1")
     assert "isolated" in refused.traceback, "without an engine it is an ordinary cell"
+
+
+def test_after_a_restart_a_cell_on_a_node_goes_on_under_itself(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    flag = tmp_path / "go"
+    cell = kernel.run(
+        "%%gpuqueue --engine slurm -n train --out model\n"
+        "import os, time\nimport matplotlib.pyplot as plt\n"
+        "%config InlineBackend.figure_formats = ['png']\n"
+        "print('epoch 1', flush=True)\ndeadline = time.time() + 200\n"
+        f"while not os.path.exists({str(flag)!r}):\n"
+        "    assert time.time() < deadline\n    time.sleep(0.05)\n"
+        "print('epoch 2')\nplt.plot([1, 2]); plt.show()\nmodel = 6"
+    )
+    kernel.until(lambda: "epoch 1" in cell.text(), "it never began", PATIENCE_S)
+    kernel.restart()
+    assert kernel.run("%load_ext gpusched_ipy").errors == []
+    page = Page(kernel)
+    kernel.until(lambda: "epoch 1" in page.text(), "what it had shown is gone", PATIENCE_S)
+    assert "running #1 train" in page.cells()[0]["badge"]
+    flag.touch()
+    kernel.until(lambda: "model is here" in page.cells()[0]["badge"], "its end", PATIENCE_S)
+    assert page.text() == "epoch 1\nepoch 2\n"
+    assert "image/png" in page.outputs()[-1]["data"]
+    assert kernel.run("model").results == ["6"]

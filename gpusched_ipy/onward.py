@@ -1,0 +1,261 @@
+"""Isolated cells that an earlier kernel of this notebook has sent off: shown on under their cells.
+
+A front end lets no kernel write under a cell that another kernel has run. So a small script in the
+page puts an output area of ours in the place of what stands there, and fills it with all that the
+job has shown; where the page has no such cell the area stands under the cell that runs now.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from gpusched_ipy import awaynotes, badge
+from gpusched_ipy.api import Queue
+from gpusched_ipy.badge import Around
+from gpusched_ipy.errors import JobNotFoundError
+from gpusched_ipy.folding import ranges
+from gpusched_ipy.frontend import FrontEnd
+from gpusched_ipy.job import ACTIVE, FINAL, Job, JobState
+from gpusched_ipy.store import Store
+from gpusched_ipy.sweep import label
+from gpusched_ipy.transcript import Follower, Output, Standing
+
+# So long after its end (s) what a cell has shown is still brought to its place.
+_KEPT_S = 86400.0
+_MOST = 200  # cells; what is older has to be asked for
+_FOLLOW_S = 0.3  # all that it has shown is sent each time
+_BYTES_PER_S = 4_000_000  # characters: the more that is, the less often
+_REFRESH_S = 1.0
+_WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+_STATIC = Path(__file__).parent / "static"
+
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """One cell, and the output area that goes in its place."""
+
+    job: Job
+    follower: Follower
+    area: Any  # an ipywidgets.Output
+    standing: Standing = field(default_factory=Standing)
+    note: str | None = None
+    over: bool = False  # all that it has shown is shown
+    due_mono: float = 0.0
+    badge_mono: float = 0.0
+
+    def told(self, labels: Callable[[Sequence[str]], Sequence[str]]) -> dict[str, str]:
+        """What the page has to know of it."""
+        note = self.note or label(self.job.spec.sweep) or None
+        around = Around(gpus=labels(self.job.gpus), note=note)
+        shown = badge.bundle(self.job, around)
+        view = self.area.model_id
+        return {"uid": self.job.spec.uid, "badge": shown["text/html"], "area": view}
+
+
+class Onward:
+    """The cells of earlier kernels of one notebook.
+
+    Args:
+        queue: gives the queue with the settings in force.
+        labels: what people call the GPUs of these UUIDs.
+        bring: binds, on the main thread, what a job brings back; says so in a few words.
+        main_is_free: whether the main thread runs no cell.
+    """
+
+    def __init__(
+        self,
+        front: FrontEnd,
+        queue: Callable[[], Queue],
+        labels: Callable[[Sequence[str]], Sequence[str]],
+        bring: Callable[[Job], str | None],
+        main_is_free: Callable[[], bool],
+    ) -> None:
+        self._front = front
+        self._queue = queue
+        self._labels = labels
+        self._bring = bring
+        self._main_is_free = main_is_free
+        self._mutex = threading.Lock()
+        self._places: list[_Place] = []
+        self._widget: Any = None
+        self._to_bring: list[_Place] = []
+
+    @property
+    def open(self) -> bool:
+        """Whether one of them may still show something."""
+        return any(not place.over for place in self._places)
+
+    def adopt(self, wall: float) -> bool:
+        """Take over what is away from this notebook, and show it; whether there is anything."""
+        if self._front.notebook is None or not self._front.attended:
+            return False
+        jobs = self._away(self._front.notebook, wall)
+        if not jobs:
+            return False
+        from ipywidgets import Output as Area
+
+        state = self._queue().state
+        self._places = [
+            _Place(job, Follower(state.transcript(job.spec.uid)), Area()) for job in jobs
+        ]
+        self._widget = _widget_class()(cells=self._told())
+        which = f"{'job' if len(jobs) == 1 else 'jobs'} {ranges(job.id for job in jobs)}"
+        text = f"gpuqueue: {which} of this notebook: %gpuq show has the output"
+        view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
+        self._front.show_here({"text/plain": text, _WIDGET_VIEW: view})
+        return True
+
+    def _away(self, notebook: str, wall: float) -> list[Job]:
+        """What is away, with all members of a sweep of which one is."""
+        store, found = self._queue().store, dict[int, Job]()
+        for uid in awaynotes.found(store.state.root, notebook):
+            job = _recorded(store, uid)
+            if job is None or (job.ended_at is not None and job.ended_at < wall - _KEPT_S):
+                awaynotes.remove(store.state, notebook, uid)
+            elif job.spec.array is None:
+                found[job.id] = job
+            else:
+                members = store.array_ids(job.spec.array.id)
+                found |= {number: store.job(number) for number in members if number not in found}
+        return [found[number] for number in sorted(found)][-_MOST:]
+
+    def run_again(self, cell_id: str | None) -> tuple[int, ...]:
+        """That cell has been run again: what it shows now takes the place of what it showed.
+
+        Returns:
+            its jobs that had not begun: they are cancelled.
+        """
+        with self._mutex:
+            gone = [
+                place
+                for place in self._places
+                if cell_id is not None and place.job.spec.cell_id == cell_id
+            ]
+            self._places = [place for place in self._places if place not in gone]
+            for place in gone:
+                place.follower.close()
+                self._forget(place)
+            if gone:
+                self._tell()
+        store = self._queue().store
+        states = store.states(place.job.id for place in gone)
+        late = tuple(job_id for job_id, state in states.items() if state is JobState.PENDING)
+        for job_id in late:
+            store.request_cancel(job_id)
+        return late
+
+    def _forget(self, place: _Place) -> None:
+        if self._front.notebook is not None:
+            awaynotes.remove(self._queue().state, self._front.notebook, place.job.spec.uid)
+
+    # -- following, in the courier's thread
+
+    def pulse(self) -> float | None:
+        """Show what has come; seconds until the next look, None: nothing more will come."""
+        with self._mutex:
+            open_places = [place for place in self._places if not place.over]
+            if not open_places:
+                return None
+            changed = [self._follow(place, time.monotonic()) for place in open_places]
+            if any(changed):
+                self._tell()
+            running = any(place.job.state in ACTIVE for place in open_places)
+        return _FOLLOW_S if running else _REFRESH_S
+
+    def _follow(self, place: _Place, now: float) -> bool:
+        """Send what is new of one; whether its badge has changed."""
+        if now < place.due_mono:
+            return False
+        before, job = place.job, _recorded(self._queue().store, place.job.spec.uid)
+        if job is None:  # somebody has purged it
+            place.over = True
+            return False
+        place.job = job
+        if place.job.attempt is not None:
+            place.follower.follow_log(self._queue().state.log(place.job.attempt))
+        news = list(place.follower.news())
+        for kind, content in news:
+            place.standing.take(kind, content)
+        if news:
+            outputs = [_as_saved(output) for output in place.standing.outputs()]
+            place.area.outputs = tuple(outputs)
+            place.due_mono = now + max(_FOLLOW_S, len(str(outputs)) / _BYTES_PER_S)
+        if place.job.state in FINAL:
+            place.over = True
+            place.follower.close()
+            self._to_bring.append(place)
+            self._front.on_main(self.take_in)
+        if place.job.state is before.state and now - place.badge_mono < _REFRESH_S:
+            return place.over
+        place.badge_mono = now
+        return True
+
+    def take_in(self) -> None:
+        """On the main thread, between two cells: bind what those bring that have ended."""
+        if not self._to_bring or not self._main_is_free():
+            return
+        with self._mutex:
+            ended, self._to_bring = self._to_bring, []
+        for place in ended:
+            if place.job.state is JobState.COMPLETED:
+                place.note = self._bring(place.job)
+        if any(place.note for place in ended):
+            with self._mutex:
+                self._tell()
+
+    def _told(self) -> list[dict[str, str]]:
+        return [place.told(self._labels) for place in self._places]
+
+    def _tell(self) -> None:
+        told = self._told()
+        if told != self._widget.cells:
+            self._widget.cells = told
+
+    def close(self) -> None:
+        """Follow nothing any more; what is shown stays."""
+        with self._mutex:
+            for place in self._places:
+                place.over = True
+                place.follower.close()
+
+
+def _recorded(store: Store, uid: str) -> Job | None:
+    try:
+        return store.by_uid(uid)
+    except JobNotFoundError:
+        return None
+
+
+def _as_saved(output: Output) -> dict[str, Any]:
+    """An output as notebooks save it."""
+    names = {
+        "stream": ("name", "text"),
+        "error": ("ename", "evalue", "traceback"),
+        "execute_result": ("data", "metadata"),
+    }.get(output.kind, ("data", "metadata"))
+    kept = {name: output.content[name] for name in names if name in output.content}
+    if output.kind == "execute_result":
+        kept["execution_count"] = None
+    return {"output_type": output.kind, **kept}
+
+
+@cache
+def _widget_class() -> type:
+    """The widget's class; made on first use, because anywidget is a heavy import."""
+    import anywidget
+    from traitlets import Dict, List
+
+    class OnwardWidget(anywidget.AnyWidget):
+        """Carries the page's script, and which area belongs under which cell."""
+
+        _esm = (_STATIC / "onward.js").read_text(encoding="utf-8")
+        _css = (_STATIC / "onward.css").read_text(encoding="utf-8")
+        cells = List(Dict()).tag(sync=True)
+
+    return OnwardWidget
