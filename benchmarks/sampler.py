@@ -3,7 +3,8 @@
 Run it with ``python benchmarks/sampler.py [seconds] [--rounds N]``. Real NVML calls through
 nvidia-ml-py into a library of our own that plays 8 GPUs with 2 processes each, whose memory stays;
 process lists are wanted at 1 Hz, as while a job waits. In each round: one process alone, then three
-that share one reader's readings; and one that reads 8 AMD cards from files like the kernel's.
+that share one reader's readings, both 30 s after the start, when the two that live on them sleep
+(until then they wake each second); and one that reads 8 AMD cards from files like the kernel's.
 Figures are CPU time of whole processes, the least and the median of the rounds: a busy machine only
 ever adds. A real driver's own cost is not in them.
 """
@@ -35,6 +36,8 @@ from gpusched_ipy.monitor.recent import HISTORY_S, Recent
 
 GPUS = 8
 LIMIT = 0.001  # of one core
+SETTLED_S = 2.5  # the backend is chosen and the first readings taken
+SHARED_S = 30.0  # those that only wait sleep, and nobody asks for each reading any more
 RATIO = 1.3  # three that share one reader's readings, over one alone
 GIB = 2**30
 
@@ -72,11 +75,12 @@ def write_amd(root: Path) -> Path:
     return root
 
 
-def share(folder: Path, seconds: float, detail: Detail) -> dict[str, Any]:
+def share(folder: Path, seconds: float, detail: Detail, settled_s: float) -> dict[str, Any]:
     """The share of one core that this process takes; it goes on until its input ends."""
     monitor = open_monitor(folder)
-    with monitor.wanting("benchmark", 1.0, detail):
-        threading.Event().wait(2.5)  # the backend is chosen and the first readings taken
+    # As the loop of a member whose job waits does.
+    with monitor.wanting("benchmark", 1.0, detail, patient=True):
+        threading.Event().wait(settled_s)
         seen = len(monitor.history(3600))
         cpu, wall = time.process_time(), time.perf_counter()
         threading.Event().wait(seconds)
@@ -100,6 +104,7 @@ def members(folder: Path, seconds: float, count: int, detail: Detail) -> list[di
         argv = [sys.executable, __file__, str(seconds), "--member", str(folder)]
         argv += ["--detail", detail.name]
         pipe = subprocess.PIPE
+        argv += ["--settled", str(SHARED_S if detail is Detail.PROCESSES else SETTLED_S)]
         running.append(subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True))
         time.sleep(0.4)
     results = [json.loads(process.stdout.readline()) for process in running if process.stdout]
@@ -181,9 +186,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--member", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--detail", default="PROCESSES", help=argparse.SUPPRESS)
+    parser.add_argument("--settled", type=float, default=SETTLED_S, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.member is not None:
-        share(given.member, given.seconds, Detail[given.detail])
+        share(given.member, given.seconds, Detail[given.detail], given.settled)
         return 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -75,19 +75,23 @@ class Desks:
     @property
     def busy(self) -> bool:
         """Whether an engine has, or may have, something of ours."""
-        return any(desk.busy for desk in self._desks.values()) or any(self._left_behind())
+        return any(desk.busy for desk in list(self._desks.values())) or any(self._left_behind())
 
     def _left_behind(self) -> list[str]:
         """Engines with folders of ours that no desk looks after yet."""
-        if not self._root.exists():
+        try:
+            return [
+                path.name
+                for path in self._root.iterdir()
+                if path.name not in {*self._desks, *self._failed}
+                and path.is_dir()
+                and any(path.iterdir())
+            ]
+        except FileNotFoundError:
             return []
-        return [
-            path.name
-            for path in self._root.iterdir()
-            if path.name not in {*self._desks, *self._failed}
-            and path.is_dir()
-            and any(path.iterdir())
-        ]
+        except OSError as exc:
+            _log.error("what was left at engines cannot be seen: %s", exc)
+            return []
 
     def _ring(self) -> None:
         for event in list(self._rang.values()):
@@ -105,6 +109,8 @@ class Desks:
                 self._look()
             except GpuSchedError as exc:
                 _log.error("the jobs of engines cannot be looked at: %s", exc)
+            except Exception:  # noqa: BLE001 - a thread that has ended would open no engine; logged
+                _log.exception("a look at the jobs of engines failed")
             self._rest("", _REST_S)
 
     def _look(self) -> None:
@@ -127,12 +133,12 @@ class Desks:
 
         try:
             engine = make_engine(name, self._settings)
-        except GpuSchedError as exc:
-            _log.error("the jobs of %s wait: %s", name, exc)
+            root = self._root / name
+            desk = EngineDesk(engine, root, self._store, self._settings, SystemClock(), self._key)
+        except Exception as exc:  # noqa: BLE001 - a third party's engine may raise anything; shown
+            _log.error("the jobs of %s wait", name, exc_info=exc)
             self._failed[name] = f"waits for {name}: {exc}"
             return
-        root = self._root / name
-        desk = EngineDesk(engine, root, self._store, self._settings, SystemClock(), self._key)
         self._desks[name] = desk
         self._rang[name] = threading.Event()
         self._spawn(name, lambda: self._serve(name, desk))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from gpusched_ipy import enginewindow
+from gpusched_ipy import enginewindow, environment
 from gpusched_ipy.config import Clock, Settings
 from gpusched_ipy.engines import Engine
 from gpusched_ipy.engines.kept import Keeping
@@ -105,6 +105,7 @@ class EngineDesk:
             why = facts.never(job) if job.state is JobState.PENDING else None
             if why is not None:
                 self._store.end_pending(job, JobState.CANCELLED, why.text)
+                environment.drop(self._store.state, job.spec.uid)
                 self._errands.jobs.pop(job.id)
 
     # -- what people read

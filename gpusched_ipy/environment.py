@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from gpusched_ipy.errors import StateDirError, UserError
-from gpusched_ipy.optionvalues import parse_variable
 from gpusched_ipy.statedir import StateDir, create_private, read_private
+from gpusched_ipy.text import VARIABLE
 
 _NAMES = frozenset(
     {
@@ -53,7 +53,9 @@ def named(wanted: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for text in wanted:
-        name, given, value = parse_variable(text).partition("=")
+        name, given, value = text.partition("=")
+        if not VARIABLE.fullmatch(name):
+            raise UserError(f"--env: {name!r} is not the name of a variable")
         if not given and name not in environ:
             raise UserError(f"--env {name}: the variable is not set here; write --env {name}=VALUE")
         found[name] = value if given else environ[name]
@@ -104,7 +106,10 @@ def take(
         return {}
     if not again:
         path.unlink()
-    return {str(name): str(value) for name, value in json.loads(text).items()}
+    try:
+        return {str(name): str(value) for name, value in json.loads(text).items()}
+    except (ValueError, AttributeError):
+        raise StateDirError(f"{path} is damaged; submit the job again") from None
 
 
 def gone(names: Sequence[str]) -> str:

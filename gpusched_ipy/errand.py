@@ -229,12 +229,17 @@ def _append(source: Path, target: Path, at: int) -> int:
         stream = source.open("rb")
     except FileNotFoundError:
         return at
-    with stream, os.fdopen(open_private(target, os.O_WRONLY | os.O_APPEND), "wb") as out:
+    with stream, os.fdopen(open_private(target, os.O_WRONLY | os.O_APPEND), "wb", 0) as out:
         stream.seek(at)
-        while chunk := stream.read(_CHUNK):
-            out.write(chunk)
-            at += len(chunk)
-    return at
+        had = os.fstat(out.fileno()).st_size
+        try:
+            while chunk := memoryview(stream.read(_CHUNK)):
+                while chunk:
+                    chunk = chunk[out.write(chunk) :]
+        except OSError:  # a full disk: nothing of this has been copied
+            os.ftruncate(out.fileno(), had)
+            raise
+        return stream.tell()
 
 
 def _size(path: Path) -> int:

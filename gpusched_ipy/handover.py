@@ -30,6 +30,7 @@ from gpusched_ipy.errand import Errand
 from gpusched_ipy.errors import StateDirError, UserError
 from gpusched_ipy.job import Job, JobState
 from gpusched_ipy.openerrands import OpenErrands
+from gpusched_ipy.statedir import private_folder
 from gpusched_ipy.store import Store
 from gpusched_ipy.text import clean
 
@@ -122,7 +123,7 @@ class Handover:
                 free -= self._share(job)
             elif one is None and not crowded:
                 crowded = True
-                self._make_room(job, live)
+                self._make_room(wanted, job, live)
             if one is not None and one.folder.submitted is None:
                 due.append(one)
         # One that has just been taken back has no job any more.
@@ -143,13 +144,15 @@ class Handover:
             return 1
         return min(max(1, job.request.gpus), self._gpus)
 
-    def _make_room(self, job: Job, live: Mapping[int | None, Errand]) -> None:
-        """Take back the last one that waits there, where ``job`` has a higher priority."""
+    def _make_room(self, wanted: list[Job], job: Job, live: Mapping[int | None, Errand]) -> None:
+        """Take back the last one that waits there, where ``job`` has a higher priority.
+
+        One that comes before it, because it has waited for long, would only be handed over again.
+        """
         waiting = [
             other
-            for other in self._errands.jobs.values()
-            if other.state is JobState.PENDING
-            and other.priority < job.priority
+            for other in wanted[wanted.index(job) + 1 :]
+            if other.priority < job.priority
             and other.id in live
             and live[other.id].status.state is EngineState.QUEUED
         ]
@@ -162,7 +165,8 @@ class Handover:
     def _packed(self, one: Errand) -> bool:
         """Whether its folder holds what the node needs."""
         try:
-            self._errands.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self._errands.root.parent, self._errands.root):
+                private_folder(folder)
             errand.pack(one, self._job(one), self._store.state, self._settings.log_cap)
         except (UserError, StateDirError, OSError) as exc:
             self._errands.guarded(one, partial(self._refuse, one, str(exc)))

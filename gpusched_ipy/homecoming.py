@@ -169,6 +169,7 @@ class Homecoming:
             )
         state = JobState.CANCELLED if by_hand else JobState.FAILED
         self._store.end_pending(job, state, clean(error, _LONGEST))
+        environment.drop(self._store.state, job.spec.uid)
 
     def _lose(self, one: Errand, job: Job) -> None:
         """Its node is silent, and the engine has it no more: nobody can know how it ended."""

@@ -12,11 +12,10 @@ from keyword import iskeyword
 from gpusched_ipy.config import parse_bytes, parse_seconds
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import MAX_NAME_BYTES, PRIORITY_RANGE
-from gpusched_ipy.text import END_OF_TIME
+from gpusched_ipy.text import END_OF_TIME, VARIABLE
 
 MAX_RETRIES = 100
 _NAME = re.compile(r"\S(.*\S)?", re.DOTALL)
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NUMBERS = re.compile(r"[0-9]+(-[0-9]+)?")
 
 
@@ -175,7 +174,7 @@ def parse_variable(text: object) -> str:
         UserError: no variable can be called so.
     """
     name = str(text).partition("=")[0]
-    if not _VARIABLE.fullmatch(name):
+    if not VARIABLE.fullmatch(name):
         raise UserError(f"--env: {name!r} is not the name of a variable")
     return str(text)
 

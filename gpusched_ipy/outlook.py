@@ -88,9 +88,11 @@ class Outlook:
     def look(self) -> Snapshot | None:
         """The newest reading; readings are taken while something waits or a job of ours runs."""
         interval_s = self._settings.sample_interval_s
+        runs = any(self.mine(job.id) for job in self.open.active)
         if self.open.any_waits:
-            self._monitor.want(self._name, interval_s, Detail.PROCESSES)
-        elif any(self.mine(job.id) for job in self.open.active):
+            # What a job of ours draws is summed up from each reading.
+            self._monitor.want(self._name, interval_s, Detail.PROCESSES, patient=not runs)
+        elif runs:
             self._monitor.want(self._name, interval_s, Detail.LOAD)
         else:
             self._monitor.unwant(self._name)

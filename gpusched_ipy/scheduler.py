@@ -305,7 +305,9 @@ class Scheduler:
     def _end_hopeless(self, decision: policy.Decision) -> None:
         for job_id, why in decision.never.items():
             if self._outlook.mine(job_id):
-                self.store.end_pending(self._open.jobs[job_id], JobState.CANCELLED, why.text)
+                job = self._open.jobs[job_id]
+                self.store.end_pending(job, JobState.CANCELLED, why.text)
+                environment.drop(self.store.state, job.spec.uid)
 
     def _claim_each(
         self, starts: Sequence[policy.Start], claims: list[Claim], ready: set[int]

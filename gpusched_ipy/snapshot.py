@@ -99,12 +99,19 @@ class Snapshot(Shown):
     read_s: float | None = None  # what the reading cost
     problem: str | None = None
     gpus: tuple[Gpu, ...] = field(default=())
+    # Kept by the monitor: until then (monotonic) whoever reads tells this process of any change
+    # that a start could hang on. It is not handed on to other processes.
+    vouched_mono: float = 0.0
 
     _repr_pretty_ = Shown._repr_pretty_  # IPython would take the dataclass's own repr
 
     def age_s(self, mono: float) -> float:
         """Seconds between this reading and ``mono`` on the same monotonic clock."""
         return max(0.0, mono - self.taken_mono)
+
+    def unsure_s(self, mono: float) -> float:
+        """For how many seconds at ``mono`` nobody has stood by this reading."""
+        return max(0.0, mono - max(self.taken_mono, self.vouched_mono))
 
     def gpu(self, uuid: str) -> Gpu | None:
         """The GPU of that UUID, or None."""
@@ -117,7 +124,8 @@ class Snapshot(Shown):
 
 # Readings are written and read once a second by every notebook: names are looked up only once.
 _NAMES: dict[type, tuple[str, ...]] = {
-    kind: tuple(item.name for item in fields(kind)) for kind in (GpuProcess, Gpu, Snapshot)
+    kind: tuple(item.name for item in fields(kind) if item.name != "vouched_mono")
+    for kind in (GpuProcess, Gpu, Snapshot)
 }
 _VALUES = {kind: attrgetter(*names) for kind, names in _NAMES.items()}
 

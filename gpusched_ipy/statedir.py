@@ -109,9 +109,9 @@ def open_state_dir(settings: Settings) -> StateDir:
             )
     else:
         root, note = _default_root()
-    _private_folder(root)
+    private_folder(root)
     for name in _FOLDERS:
-        _private_folder(root / name)
+        private_folder(root / name)
     return StateDir(root, note)
 
 
@@ -245,11 +245,16 @@ def _default_root() -> tuple[Path, str | None]:
     if found is None:
         return usual, None
     local = LOCAL / f"gpusched-{os.geteuid()}" / machine_id()
-    _private_folder(local.parent)  # anybody may have made it before us
+    private_folder(local.parent)  # anybody may have made it before us
     return local, f"{usual} is on a network file system ({found}); the queue is kept in {local}"
 
 
-def _private_folder(path: Path) -> None:
+def private_folder(path: Path) -> None:
+    """Make a folder that is ours alone, with all that is missing above it, or see that it is.
+
+    Raises:
+        StateDirError: it cannot be made, is not ours, or others may write it.
+    """
     try:
         for missing in [path, *path.parents][::-1]:
             # One by one: mkdir(parents=True) would leave the modes of parents to the umask.

@@ -17,6 +17,7 @@ from gpusched_ipy.statedir import StateDir
 # What stands in the file of the lock where an agent has left with a word: it had nothing to do, was
 # told to, or could not go on.
 IDLE, STOPPED, FAILED = "idle", "stopped", "failed"
+_WIDTH = 128  # characters of the file, whatever is said
 _UNKNOWN = "-"  # where the system does not tell: whoever holds the lock is taken to live
 
 
@@ -44,7 +45,7 @@ class AgentLock(FileLock):
     def word(self) -> str:
         """How the last agent left; the name of a process where one has the lock, or died."""
         try:
-            return self.path.read_text(encoding="ascii", errors="replace")
+            return self.path.read_text(encoding="ascii", errors="replace").strip()
         except FileNotFoundError:
             return IDLE
 
@@ -55,7 +56,7 @@ class AgentLock(FileLock):
         if not self.held_by_anybody():
             return None
         words = self.word.split()
-        if len(words) != 4:
+        if len(words) != 4 or not words[0].isdecimal():
             return None
         pid, ticks, boot, namespace = words
         if namespace == _UNKNOWN:
@@ -68,9 +69,8 @@ class AgentLock(FileLock):
 
     def _write(self, text: str) -> None:
         if self._fd is not None:
-            # Shorter than a block, and read anew where it is found half written.
-            os.pwrite(self._fd, text.encode("ascii"), 0)
-            os.ftruncate(self._fd, len(text))
+            # In one write, over all that stood there: nobody reads half of it.
+            os.pwrite(self._fd, text.ljust(_WIDTH).encode("ascii"), 0)
 
 
 def ensure_agent(state: StateDir) -> None:

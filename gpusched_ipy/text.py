@@ -7,8 +7,10 @@ through :func:`clean` before a terminal and through :func:`escape` before HTML. 
 from __future__ import annotations
 
 import math
+import re
 from itertools import chain
 
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # what one of the environment may be called
 END_OF_TIME = 253402300800.0  # s since the epoch: the year 10000, which ISO 8601 has not
 UNKNOWN = "\u2013"  # a dash: never 0, never an empty cell
 

@@ -69,6 +69,8 @@ class Vigil:
         self._watching = False  # an agent's process: the bell says nothing new
         self._pause_s = FIRST_S
         self._not_before = 0.0
+        self._pipe = threading.Lock()  # held while it is written to, or closed
+        self._closed = False
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_r, False)
         os.set_blocking(self._wake_w, False)
@@ -81,32 +83,34 @@ class Vigil:
         if self._stop.is_set():
             return
         self._stop.set()
-        self._bell.close()
         self._wake()
+        self._bell.close()
         if self._thread is not threading.current_thread():
             self._thread.join(timeout=5.0)
+        with self._pipe:
+            if not self._thread.is_alive():
+                self._closed = True  # from here on these numbers may be somebody else's files
+                os.close(self._wake_r)
+                os.close(self._wake_w)
 
     def _heard(self) -> None:
         if not self._watching:
             self._wake()
 
     def _wake(self) -> None:
-        with suppress(OSError):  # full: it wakes anyway; closed: it has ended
-            os.write(self._wake_w, b"x")
+        with self._pipe, suppress(BlockingIOError):  # full: it wakes anyway
+            if not self._closed:
+                os.write(self._wake_w, b"x")
 
     # -- the thread
 
     def _run(self) -> None:
-        try:
-            while not self._stop.is_set():
-                try:
-                    self._round()
-                except GpuSchedError as exc:
-                    _log.error("whether an agent lives cannot be seen: %s", exc)
-                    self._wait(None, LONGEST_S)
-        finally:
-            os.close(self._wake_r)
-            os.close(self._wake_w)
+        while not self._stop.is_set():
+            try:
+                self._round()
+            except (GpuSchedError, OSError) as exc:
+                _log.error("whether an agent lives cannot be seen: %s", exc)
+                self._wait(None, LONGEST_S)
 
     def _round(self) -> None:
         """Watch the agent to its end; where there is none, wait for news, or start one."""

@@ -23,7 +23,7 @@ from gpusched_ipy.config import Clock, Instant, Settings, SystemClock
 from gpusched_ipy.errors import BackendReadError
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.monitor.changes import Changes
-from gpusched_ipy.monitor.readings import SharedReadings
+from gpusched_ipy.monitor.readings import SharedReadings, fingerprint
 from gpusched_ipy.monitor.recent import WHOLE_S, QuietWindows, Recent
 from gpusched_ipy.monitor.wire import Reading
 from gpusched_ipy.snapshot import Gpu, GpuProcess, Health, MemoryKind, Snapshot
@@ -487,9 +487,11 @@ def show(snapshot):
     global seen
     seen += 1
     say(seen=seen, reads=Counting.reads, owner=monitor.sharing, problem=snapshot.problem,
-        utilization=[gpu.utilization for gpu in snapshot.gpus], why=monitor.explanation)
+        utilization=[gpu.utilization for gpu in snapshot.gpus], why=monitor.explanation,
+        quiet_s=[gpu.quiet_s for gpu in snapshot.gpus], vouched=snapshot.unsure_s(
+            snapshot.taken_mono + 3) == 0)
 monitor.listen(show)
-monitor.want("test")
+monitor.want("test", patient=pace == "patient")
 if pace == "fork":
     while monitor.sharing != "this process reads the GPUs":
         threading.Event().wait(0.01)
@@ -593,6 +595,45 @@ def test_when_the_one_that_samples_is_killed_another_goes_on(
     assert not any(line["problem"] for line in other.lines)
 
 
+def asleep(members: list[Member]) -> tuple[Member, Member]:
+    """Of two that only wait: who reads, and the other, once that sleeps on its word."""
+    for one, two in (members, members[::-1]):
+        if one.last["owner"] == READS and two.last.get("vouched"):
+            return one, two
+    return None  # type: ignore[return-value]
+
+
+@pytest.mark.chaos
+def test_who_only_waits_sleeps_until_something_changes(
+    member: Callable[..., Member], script: Path
+) -> None:
+    members = [member("patient"), member("patient")]
+    owner, other = eventually(lambda: asleep(members))
+    seen, reads, owner_reads = other.last["seen"], other.last["reads"], owner.last["reads"]
+    eventually(lambda: owner.last["reads"] >= owner_reads + 20)
+    assert other.last["seen"] <= seen + 1
+    assert other.last["reads"] == reads
+    quiet_s = other.last["quiet_s"]
+    assert quiet_s[0] > 5  # by readings of another, and most of them not looked at
+    write_script(script, utilization=0.97)
+    eventually(lambda: other.last["utilization"] == [0.97], limit_s=4.0)
+    assert other.last["owner"] != READS
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("way", ["dies", "ends"])
+def test_who_sleeps_goes_on_when_its_reader_does_not(
+    member: Callable[..., Member], way: str
+) -> None:
+    members = [member("patient"), member("patient")]
+    owner, other = eventually(lambda: asleep(members))
+    reads = other.last["reads"]
+    owner.kill() if way == "dies" else owner.close()
+    eventually(lambda: other.last["reads"] >= reads + 3, limit_s=4.0)
+    assert other.last["owner"] == READS
+    assert not any(line["problem"] for line in other.lines)
+
+
 @pytest.mark.chaos
 def test_a_reader_that_hangs_with_the_lock_stops_nobody(member: Callable[..., Member]) -> None:
     stuck = member("hang")
@@ -688,6 +729,13 @@ def test_another_configuration_is_neither_read_nor_disturbed(
     assert foreign.newest() is None
     foreign.publish(theirs)  # its publisher has not kept its promise: the file is free
     assert foreign.newest() == theirs
+
+
+def test_a_script_that_nobody_plays_parts_no_two_processes(tmp_path: Path) -> None:
+    real = Settings(backend="nvml", fake=tmp_path / "a")
+    assert fingerprint(real) == fingerprint(replace(real, fake=tmp_path / "b"))
+    played = replace(real, backend="auto")
+    assert fingerprint(played) != fingerprint(replace(played, fake=tmp_path / "b"))
 
 
 def test_a_folder_that_cannot_be_used_is_said_and_each_reads_for_itself(

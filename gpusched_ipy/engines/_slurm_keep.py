@@ -323,15 +323,17 @@ def _read(folder: KeptFolder, mono: float) -> _Kept | None:
     about = folder.about()
     if about is None:
         return None
-    terms = Terms(
-        gpus=about["gpus"],
-        gpu_type=about["gpu_type"],
-        options=tuple(about["options"]),
-        python=about["python"],
-    )
-    return _Kept(
-        folder, terms, about["idle_s"], about["least_min"], since_mono=mono, used_mono=mono
-    )
+    try:
+        terms = Terms(
+            gpus=about["gpus"],
+            gpu_type=about["gpu_type"],
+            options=tuple(about["options"]),
+            python=about["python"],
+        )
+        idle_s, least_min = about["idle_s"], about["least_min"]
+    except KeyError:  # another version's, or damaged: nobody can use it
+        return None
+    return _Kept(folder, terms, idle_s, least_min, since_mono=mono, used_mono=mono)
 
 
 def _refresh(kept: _Kept, mono: float) -> None:

@@ -26,7 +26,7 @@ from gpusched_ipy.monitor.changes import STEADY_S, Changes
 from gpusched_ipy.monitor.idle import IdleProcesses
 from gpusched_ipy.monitor.readings import SharedReadings
 from gpusched_ipy.monitor.recent import Allocated, QuietWindows, Recent, with_jobs
-from gpusched_ipy.monitor.sampler import Chooser, Need, Sampler, Source, no_reading
+from gpusched_ipy.monitor.sampler import CALM_S, Chooser, Need, Sampler, Source, no_reading
 from gpusched_ipy.monitor.wire import NEVER, Reading
 from gpusched_ipy.snapshot import Snapshot
 
@@ -44,6 +44,7 @@ Listener = Callable[[Snapshot], None]
 class _Want:
     interval_s: float
     detail: Detail
+    patient: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -97,6 +98,7 @@ class Monitor:
         self._cond = threading.Condition()
         self._wants: dict[str, _Want] = {}
         self._paces: tuple[float, ...] | None = None  # worked out of the wants; None: not yet
+        self._counts = True  # something has changed lately
         self._asks: list[_Ask] = []
         self._listeners: list[Listener] = []
         self._listeners_to_changes: list[Listener] = []
@@ -111,38 +113,52 @@ class Monitor:
         self._quiet = QuietWindows(limit, interval_s)
         self._changes = Changes(limit, max(STEADY_S, self.settings.quiet_s + 5 * interval_s))
 
-    def want(self, who: str, interval_s: float | None = None, detail: Detail = Detail.LOAD) -> None:
+    def want(
+        self,
+        who: str,
+        interval_s: float | None = None,
+        detail: Detail = Detail.LOAD,
+        *,
+        patient: bool = False,
+    ) -> None:
         """Have readings taken until :meth:`unwant`; the first at once. No effect without sampling.
 
         Args:
             who: names this want; the same name again replaces it.
             interval_s: seconds between two readings; None: the setting ``sample_interval_s``.
             detail: what each of them must hold. Dearer values are read every 5 s in any case.
+            patient: while another process reads, those that show something a start could hang on
+                are enough, and one every 8 s.
         """
         if not self.settings.sampling:
             return
         interval = self.settings.sample_interval_s if interval_s is None else interval_s
         with self._cond:
             before = self._wants.get(who)
-            self._wants[who] = _Want(max(MIN_INTERVAL_S, interval), detail)
+            self._wants[who] = _Want(max(MIN_INTERVAL_S, interval), detail, patient)
             self._ensure_thread()
             self._paces = None
             if before != self._wants[who]:  # loops say the same again at every turn
-                self._cond.notify_all()
+                self._notify()
 
     def unwant(self, who: str) -> None:
         """End a want; one that is not there is ended already."""
         with self._cond:
             if self._wants.pop(who, None) is not None:
                 self._paces = None
-                self._cond.notify_all()
+                self._notify()
 
     @contextmanager
     def wanting(
-        self, who: str, interval_s: float | None = None, detail: Detail = Detail.LOAD
+        self,
+        who: str,
+        interval_s: float | None = None,
+        detail: Detail = Detail.LOAD,
+        *,
+        patient: bool = False,
     ) -> Iterator[None]:
         """:meth:`want` for the length of a block."""
-        self.want(who, interval_s, detail)
+        self.want(who, interval_s, detail, patient=patient)
         try:
             yield
         finally:
@@ -191,10 +207,10 @@ class Monitor:
             else:
                 inside, need = None, None
                 self._asks.append(ask)
-                self._cond.notify_all()
+                self._notify()
         if inside is not None and need is not None:
             reading = inside.take(need)
-            ask.answer = self._record(running, reading) if reading else None
+            ask.answer = self._record(running, reading, need) if reading else None
         else:
             ask.done.wait(timeout_s)
         return ask.answer or self._unanswered(ask, timeout_s)
@@ -245,7 +261,7 @@ class Monitor:
             for ask in self._asks:
                 ask.done.set()
             self._asks.clear()
-            self._cond.notify_all()
+            self._notify(running)
         if running is not None and running.thread is not threading.current_thread():
             running.thread.join(STOP_S)
             running.sampler.rest()
@@ -270,7 +286,14 @@ class Monitor:
         running = self._running
         self._reset()
         if running is not None:
-            running.sampler.rest()
+            running.sampler.forget()
+
+    def _notify(self, running: _Running | None = None) -> None:
+        """Wake the sampler thread, however it waits (``_cond`` is held)."""
+        self._cond.notify_all()
+        running = running or self._running
+        if running is not None:
+            running.sampler.call()
 
     def _run(self, sampler: Sampler) -> None:
         try:
@@ -282,13 +305,12 @@ class Monitor:
                 running = self._running
                 shown = None
                 if running is not None and running.sampler is sampler:
-                    shown = self._record(running, reading)
+                    shown = self._record(running, reading, need)
                 for ask in asks:
                     ask.answer = shown
                     ask.done.set()
         finally:
-            sampler.rest()
-            sampler.source.close()
+            sampler.close()
 
     def _next_turn(self, sampler: Sampler) -> tuple[Need, list[_Ask]] | None:
         """Wait for something to do; None: this thread is not needed any more."""
@@ -303,11 +325,33 @@ class Monitor:
                     if not self._cond.wait(LINGER_S) and not self._wants and not self._asks:
                         self._running = None
                     continue
-                wait_s = max(due, sampler.look_again) - self._clock.now().mono
-                if wait_s <= 0:
+                now = self._clock.now().mono
+                calm = self._calm and sampler.calm_until > now
+                due = max(due, sampler.look_again, sampler.calm_until if calm else -NEVER)
+                if due <= now:
                     return self._need(detail), []
-                self._cond.wait(wait_s)
+                if calm:
+                    self._sleep(sampler, due - now)
+                else:
+                    self._cond.wait(due - now)
             return None
+
+    @property
+    def _patient(self) -> bool:
+        return bool(self._wants) and all(want.patient for want in self._wants.values())
+
+    @property
+    def _calm(self) -> bool:
+        """Whether nothing is needed but what changes something (``_cond`` is held)."""
+        return self._patient and not self._counts
+
+    def _sleep(self, sampler: Sampler, longest_s: float) -> None:
+        """Wait for the process that reads; :meth:`_notify` ends it too (``_cond`` is held)."""
+        self._cond.release()
+        try:
+            sampler.sleep(longest_s)
+        finally:
+            self._cond.acquire()
 
     def _periods(self) -> tuple[float, ...]:
         """For each detail how often it is wanted; NEVER where nobody wants it."""
@@ -345,13 +389,18 @@ class Monitor:
             periods=periods,
             lasts=tuple(self._lasts),
             own=own,
+            patient=self._patient,
+            calm=self._calm,
+            least=max((want.detail for want in self._wants.values()), default=Detail.LOAD),
         )
 
-    def _record(self, running: _Running, reading: Reading) -> Snapshot:
+    def _record(self, running: _Running, reading: Reading, need: Need) -> Snapshot:
         """Remember a reading and tell the listeners (in the sampler thread)."""
         with self._cond:
             snapshot = with_jobs(reading.snapshot, reading.loads, self._allocated)
             period_s = min(self._periods())
+            if running.sampler.slept:  # nothing has changed meanwhile: the windows go on
+                period_s = max(CALM_S, 0.0 if period_s == NEVER else period_s)
             snapshot = self._quiet.mark(snapshot, None if period_s == NEVER else period_s)
             snapshot = self._idle.mark(snapshot)
             failed = snapshot.problem is not None
@@ -362,8 +411,11 @@ class Monitor:
             self._recent.add(snapshot)
             self._explanation = reading.explanation or self._explanation
             running.sampler.look_again = -NEVER
-            counts = self._changes.count(snapshot)
+            counts = self._counts = self._changes.count(snapshot)
+            running.sampler.slept = snapshot.vouched_mono > 0
             listeners = (*self._listeners, *(self._listeners_to_changes if counts else ()))
+        if not running.sampler.adopts:
+            running.sampler.share(reading, need, calm=not counts)
         for listener in listeners:
             try:
                 listener(snapshot)

@@ -11,7 +11,10 @@ reads for itself only when nothing there meets its demand. The rules, in this or
    promised meets the demand, or the promise is broken, it reads for itself, and publishes.
 
 So the lock only decides between equals: a hung or slower holder stops nobody. While no other
-process has asked lately (by touching ``sampler.wanted``), its holder writes nothing. The file holds
+process has asked lately (by touching ``sampler.wanted``), its holder writes nothing. Who only has a
+job that waits needs no reading while nothing changes: it touches ``sampler.watched`` instead, and
+sleeps; the holder then publishes every 8 s, and when something changes, which it tells by
+:class:`~gpusched_ipy.monitor.news.News`. The file holds
 raw readings: what belongs to one process (allocations, quiet windows) is added by each for itself.
 It is never trusted further than a stranger's text: what does not parse is as good as absent.
 """
@@ -30,17 +33,18 @@ from uuid import uuid4
 from gpusched_ipy.config import Clock, Settings
 from gpusched_ipy.errors import StateDirError
 from gpusched_ipy.monitor.exchange import put_in_place
+from gpusched_ipy.monitor.news import News
 from gpusched_ipy.monitor.wire import NEVER, Reader, Reading, Writer
 from gpusched_ipy.snapshot import Snapshot
 from gpusched_ipy.statedir import create_private, open_existing, open_private
 
 _log = logging.getLogger(__name__)
 
-SCHEMA = 2
+SCHEMA = 3
 # Two boots of one machine differ by more than this in (wall clock - monotonic clock).
 BOOT_TOLERANCE_S = 5.0
 TOUCH_S = 5.0  # how often a process that lives on others' readings says so
-WANTED_S = 30.0  # for how long that holds
+WANTED_S = 12.0  # for how long that holds
 LOOKED_S = 0.1  # a look at the file that is no older serves for the next step too
 _LONGEST = 1 << 20  # bytes; a longer file is none of ours
 
@@ -55,10 +59,11 @@ def fingerprint(settings: Settings) -> str:
         namespace = os.stat("/proc/self/ns/pid").st_ino
     except OSError:
         namespace = 0  # no pid namespaces on this system
+    played = settings.fake is not None and settings.backend in ("auto", "fake")
     parts = (
         SCHEMA,
         settings.backend,
-        str(settings.fake.absolute()) if settings.fake else None,
+        str(settings.fake.absolute()) if played and settings.fake else None,
         settings.nvidia_smi,
         socket.gethostname(),
         namespace,
@@ -83,8 +88,10 @@ class SharedReadings:
         self._draft = folder / f"readings.json.{os.getpid()}.tmp"
         self.lock_path = folder / "sampler.lock"
         self.wanted_path = folder / "sampler.wanted"
+        self.watched_path = folder / "sampler.watched"
+        self.news = News(folder / "sampler.news")
         self.problem: str | None = None  # why nothing is shared, for `gpusched doctor`
-        self.me = uuid4().hex
+        self.me = f"{os.getpid()}.{uuid4().hex}"
         self._clock = clock
         self._mark = fingerprint(settings)
         self._writer = Writer(self._mark)
@@ -92,8 +99,9 @@ class SharedReadings:
         self._lock: int | None = None
         self._stamp: tuple[int, int, int] | None = None
         self._found: Reading | None = None
-        self._touched_mono = self._looked_mono = -NEVER
-        self._wanted_until = -NEVER  # until then nobody need look who has asked
+        self._looked_mono = -NEVER
+        self._touched_mono: dict[Path, float] = {}
+        self._asked_until: dict[Path, float] = {}  # until then nobody need look who has asked
         self._foreign_until = -NEVER  # until then the file belongs to another configuration
 
     @property
@@ -146,15 +154,19 @@ class SharedReadings:
             with suppress(OSError):  # it is nobody's any more; the next holder sweeps as well
                 self._draft.unlink()
 
-    def ask(self) -> None:
-        """Let the holder of the lock know that another process lives on its readings."""
-        now = self._clock.now().mono
-        if now - self._touched_mono < TOUCH_S:
+    def ask(self, *, patiently: bool = False) -> None:
+        """Let the holder of the lock know that another process lives on its readings.
+
+        Args:
+            patiently: those that count are enough.
+        """
+        now, path = self._clock.now().mono, self.watched_path if patiently else self.wanted_path
+        if now - self._touched_mono.get(path, -NEVER) < TOUCH_S:
             return
-        self._touched_mono = now
+        self._touched_mono[path] = now
         try:
             self._make_folder()
-            wanted = open_private(self.wanted_path)
+            wanted = open_private(path)
             os.utime(wanted)
             os.close(wanted)
         except (OSError, StateDirError) as exc:
@@ -162,19 +174,25 @@ class SharedReadings:
 
     @property
     def wanted(self) -> bool:
-        """Whether it is worth publishing: this process is not the holder, or others have asked."""
-        if self._lock is None:
-            return True
+        """Whether each reading is worth publishing: we are not the holder, or others have asked."""
+        return self._lock is None or self._asked(self.wanted_path)
+
+    @property
+    def watched(self) -> bool:
+        """Whether others have asked for those readings that count."""
+        return self._asked(self.watched_path)
+
+    def _asked(self, path: Path) -> bool:
         now = self._clock.now()
-        if now.mono < self._wanted_until:
+        if now.mono < self._asked_until.get(path, -NEVER):
             return True
         try:
-            asked = os.lstat(self.wanted_path).st_mtime
+            asked = os.lstat(path).st_mtime
         except OSError:  # nobody has ever asked; a real fault shows where the file is written
             return False
         wanted = abs(now.wall - asked) < WANTED_S
         if wanted:
-            self._wanted_until = now.mono + TOUCH_S
+            self._asked_until[path] = now.mono + TOUCH_S
         return wanted
 
     def publish(self, reading: Reading) -> None:

@@ -33,7 +33,9 @@ class Reading:
     loads: Mapping[str, JobLoad] = field(default_factory=dict)  # what a job of ours adds (the fake)
     # For each detail the monotonic time at which its reader means to read again; NEVER: no promise.
     promises: tuple[float, ...] = (NEVER,) * len(DETAILS)
-    by: str = ""  # the publisher
+    by: str = ""  # the publisher: its pid and a number of its own
+    # Until then (monotonic) the publisher tells of whatever counts: see ``News``. 0: it does not.
+    calm_until: float = 0.0
 
 
 _MOVING = (
@@ -86,6 +88,7 @@ class Writer:
             int(reading.detail),
             reading.by,
             [None if at == NEVER else at for at in reading.promises],
+            reading.calm_until,
             [_moving(gpu) for gpu in gpus],
         ]
         moment = repr(snapshot.taken_mono)
@@ -109,7 +112,7 @@ class Reader:
             ValueError, KeyError, TypeError, IndexError, AttributeError: it is not such a text.
         """
         mark, now_text, frame_text, lists_text, moment = text.split("\n")
-        at, mono, cost, detail, by, planned, numbers = json.loads(now_text)
+        at, mono, cost, detail, by, planned, calm_until, numbers = json.loads(now_text)
         if moment != repr(mono):
             raise ValueError("the text was overwritten while it was read")
         self._recall(frame_text, lists_text)
@@ -129,6 +132,7 @@ class Reader:
             loads={uuid: (load[0], load[1]) for uuid, load in loads.items()},
             promises=promises if len(promises) == len(DETAILS) else (NEVER,) * len(DETAILS),
             by=str(by),
+            calm_until=float(calm_until),
         )
 
     def _recall(self, frame_text: str, lists_text: str) -> None:

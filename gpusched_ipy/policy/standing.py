@@ -79,7 +79,7 @@ class Facts:
         if snapshot.problem is not None:
             return _no_reading(f"the GPUs cannot be read: {snapshot.problem}")
         limit_s = max(STALE_INTERVALS * self.settings.sample_interval_s, STALE_FLOOR_S)
-        age_s = snapshot.age_s(self.now.mono)
+        age_s = snapshot.unsure_s(self.now.mono)
         if self.settings.sampling and age_s > limit_s:
             return _no_reading(f"the last reading of the GPUs is {format_duration(age_s)} old")
         return None if self.gpus else _no_reading("this machine has no GPU that can be read")

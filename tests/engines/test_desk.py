@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
+import time
 import venv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,7 +30,15 @@ from gpusched_ipy.engines import (
     Status,
     UnreachableError,
 )
-from gpusched_ipy.job import ArrayPlace, Job, JobKind, JobSpec, JobState, Request
+from gpusched_ipy.job import (
+    ArrayPlace,
+    Job,
+    JobKind,
+    JobSpec,
+    JobState,
+    Request,
+    effective_priority,
+)
 from gpusched_ipy.locks import Membership
 from gpusched_ipy.statedir import open_state_dir
 from gpusched_ipy.store import Store
@@ -464,3 +475,35 @@ def test_an_engine_of_another_package(fake: FakeScript, tmp_path: Path) -> None:
     job = gpusched("submit", "--engine", "plain", "--shell", "echo $CUDA_VISIBLE_DEVICES; exit 4")
     gpusched("wait", job.strip(), status=4)
     assert gpusched("log", job.strip()) == "0\n"
+
+
+def test_what_has_aged_past_a_newcomer_is_not_taken_back_for_it(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """It would be the first in line again, and so on without end."""
+    counter = Counter(replace(settings, aging_s=1.0), tmp_path, Scripted(gpus=1))
+    old = [counter.submit(name) for name in "abc"]
+    counter.round(2)
+    aged = partial(effective_priority, old[-1], 1.0)
+    wait_until(lambda: aged(time.monotonic()) > 2.5, what="they have gained two steps")
+    newcomer = counter.submit("newcomer", priority=2)
+    before = len(counter.engine.submits)
+    counter.round(4)
+    assert counter.engine.cancels == []
+    assert len(counter.engine.submits) == before
+    assert counter.show(newcomer).state is JobState.PENDING
+
+
+def test_the_folder_of_an_engine_is_ours_alone(settings: Settings, tmp_path: Path) -> None:
+    counter = Counter(settings, tmp_path, Scripted())
+    counter.root = tmp_path / "shared" / "hash" / "scripted"
+    counter.open()
+    before = os.umask(0o002)
+    try:
+        counter.submit()
+        counter.round(2)
+    finally:
+        os.umask(before)
+    for folder in (counter.root, counter.root.parent):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert len(counter.engine.submits) == 1

@@ -20,7 +20,8 @@ from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Settings
 from gpusched_ipy.job import JobState
 from gpusched_ipy.process import start_ticks
-from gpusched_ipy.summon import AgentLock, ensure_agent
+from gpusched_ipy.statedir import open_state_dir
+from gpusched_ipy.summon import IDLE, AgentLock, ensure_agent
 
 # Takes the agent's lock and as much memory as costs the kernel a while when it dies: only then, at
 # the very last, the lock falls.
@@ -202,3 +203,15 @@ def test_the_lock_is_another_namespaces_where_it_says_so(queue: Queue) -> None:
     assert AgentLock(queue.state).holder is None
     ensure_agent(queue.state)
     agent_of(queue)
+
+
+def test_half_a_word_of_the_lock_names_nobody(state_dir: Path) -> None:
+    """An older version may have written a short word over a long one, and not yet cut it."""
+    lock = AgentLock(open_state_dir(Settings.load()))
+    assert lock.take()
+    assert lock.holder == os.getpid()
+    lock.leave_word(IDLE)
+    assert lock.word == IDLE
+    lock.path.write_text("idle3 782606 boot pid:[4026531836]")
+    assert lock.holder is None
+    lock.release()
