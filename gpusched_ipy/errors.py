@@ -16,10 +16,13 @@ class GpuSchedError(Exception):
 class UserError(GpuSchedError):
     """Something the user can put right; the message says what, with which thing, and how."""
 
+    def __str__(self) -> str:
+        # It may quote what a stranger has called his process; front ends and Python show it as is.
+        return clean(super().__str__())
+
     def _render_traceback_(self) -> list[str]:
         """One line in a cell: IPython shows this in place of a traceback."""
-        # It may quote what a stranger has called his process.
-        return [f"{type(self).__name__}: {clean(self)}"]
+        return [f"{type(self).__name__}: {self}"]
 
 
 class JobNotFoundError(UserError):

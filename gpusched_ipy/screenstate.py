@@ -111,7 +111,7 @@ class ScreenState:
         rows.starts = self._starts.renew() if rows.counts.get("waiting") else {}
         keys = [entry.key for entry in rows.entries]
         if self._selected not in keys:
-            self._slipped = self._selected is not None
+            self._slipped |= self._selected is not None
             self._selected = keys[min(self._place, len(keys) - 1)] if keys else None
         self._place = keys.index(self._selected) if self._selected is not None else 0
 

@@ -241,6 +241,25 @@ def test_an_unusable_state_directory_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.kernel
+def test_no_error_carries_a_strangers_control_characters(tmp_path: Path) -> None:
+    with started(tmp_path) as kernel:
+        kernel.fake.take()
+        kernel.fake.gpus[0]["processes"][0]["name"] = "py\x1b[31mthon"
+        kernel.fake.write()
+        kernel.run("import gpusched_ipy\ngpusched_ipy.submit(['true'])")
+        waits = kernel.run("with gpusched_ipy.gpuqueue(timeout=1): pass")
+        log = kernel.run("%gpuq log 1")
+        unknown = kernel.run("%gpuq cancel \x1b]0;x\x07")
+        assert "py\\x1b[31mthon" in log.errors[0]
+        assert "there is no job \\x1b]0;x\\x07" in unknown.errors[0]
+        for cell in (waits, log, unknown):
+            (error,) = cell.errors
+            assert not {"\x1b", "\x07"} & set(error), "what programs show of it"
+        for cell in (log, unknown):
+            assert not {"\x1b", "\x07"} & set("".join(cell.of("error")[0]["traceback"]))
+
+
+@pytest.mark.kernel
 def test_a_panel_whose_widget_somebody_has_closed_is_made_anew(kernel: Kernel) -> None:
     view = "application/vnd.jupyter.widget-view+json"
     first = kernel.run("%gpupanel").displays[0]["data"][view]

@@ -279,6 +279,31 @@ def test_a_key_is_for_the_job_that_was_chosen_and_for_no_other(queue: Queue) -> 
     assert queue.show(jobs[0].id).state is JobState.PENDING
 
 
+def test_the_key_is_not_for_a_job_that_came_after_the_chosen_one_had_gone(queue: Queue) -> None:
+    chosen = submit(queue, "chosen")
+    state = ScreenState(queue, Monitor(queue.settings), lambda: (120, 30))
+    state.read()
+    queue.cancel(chosen.id)  # elsewhere
+    state.read()
+    assert state.scene().selected is None
+    new = submit(queue, "new")
+    state.read()
+    state.press("c")
+    assert "the chosen job has gone" in state.scene().message
+    assert queue.show(new.id).state is JobState.PENDING
+
+
+def test_after_a_member_is_cancelled_the_next_key_is_for_the_next_one(queue: Queue) -> None:
+    members = queue.submit_all(["true"], name="swept", sweep={"n": [1, 2, 3]}, hold=True).jobs
+    state = ScreenState(queue, Monitor(queue.settings), lambda: (120, 30))
+    state.read()
+    for key in ("f", "down", "down", "c", "r"):
+        state.press(key)
+    first, second, third = (queue.show(job.id) for job in members)
+    assert second.state is JobState.CANCELLED
+    assert (first.held, third.held) == (True, False)
+
+
 def test_long_queues_are_turned_over_by_the_page(queue: Queue) -> None:
     with queue.store.writing():
         jobs = [submit(queue, f"job {number}") for number in range(60)]

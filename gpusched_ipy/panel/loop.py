@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpusched_ipy.backends import Detail
@@ -42,6 +42,28 @@ KEPT_S = 60.0  # … the picture that is saved with the notebook is renewed at m
 REASONS_S = 2.0  # wait reasons change without a move of the job: they are read this often
 
 Send = Callable[[dict[str, Any], bytes | None], None]
+
+
+def read_page(
+    queue: PanelQueue, wall: float, offset: int = 0, unfolded: Collection[str] = ()
+) -> JobPage:
+    """A part of the queue as it stands at ``wall`` (s since the epoch).
+
+    Raises:
+        GpuSchedError: the queue cannot be read.
+    """
+    counts = queue.counts()
+    rows, total = queue.folded_page(offset, PAGE, unfolded)
+    return JobPage(
+        rows=tuple(rows),
+        offset=offset,
+        total=total,
+        running=counts["running"],
+        waiting=counts["waiting"],
+        held=counts["held"],
+        spans=tuple(queue.ran_since(wall - WINDOW_S)),
+        drained=bool(queue.drained),
+    )
 
 
 @dataclass(slots=True)
@@ -353,22 +375,11 @@ class PanelLoop:
         shown.page_cost = shown.page_at - now.mono
 
     def _load_page(self, wall: float) -> JobPage:
-        counts = self._queue.counts()
-        rows, total = self._queue.folded_page(self._offset, PAGE, self._unfolded)
-        if self._offset >= max(1, total):
-            self._offset = max(0, (total - 1) // PAGE * PAGE)
-            rows, total = self._queue.folded_page(self._offset, PAGE, self._unfolded)
-        return JobPage(
-            rows=tuple(rows),
-            offset=self._offset,
-            total=total,
-            starts=self._expected(counts["waiting"]),
-            running=counts["running"],
-            waiting=counts["waiting"],
-            held=counts["held"],
-            spans=tuple(self._queue.ran_since(wall - WINDOW_S)),
-            drained=bool(self._queue.drained),
-        )
+        page = read_page(self._queue, wall, self._offset, self._unfolded)
+        if self._offset >= max(1, page.total):
+            self._offset = max(0, (page.total - 1) // PAGE * PAGE)
+            page = read_page(self._queue, wall, self._offset, self._unfolded)
+        return replace(page, starts=self._expected(page.waiting))
 
     def _expected(self, waiting: int) -> Mapping[int, str]:
         if self._starts is None or not waiting:

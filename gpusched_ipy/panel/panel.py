@@ -22,8 +22,8 @@ from gpusched_ipy.errors import GpuSchedError
 from gpusched_ipy.job import ExpectedStart
 from gpusched_ipy.monitor import Monitor
 from gpusched_ipy.paced import PacedStarts
-from gpusched_ipy.panel.feed import PAGE, WINDOW_S, JobPage
-from gpusched_ipy.panel.loop import PanelLoop
+from gpusched_ipy.panel.feed import WINDOW_S, JobPage
+from gpusched_ipy.panel.loop import PanelLoop, read_page
 from gpusched_ipy.panel.needs import PanelQueue, Readings
 from gpusched_ipy.panel.picture import Picture
 from gpusched_ipy.panel.still import still_html, still_text
@@ -131,19 +131,8 @@ class GpuPanel:
         }
 
     def _page(self) -> JobPage:
-        now = self._clock.now().wall
         try:
-            counts = self._queue.counts()
-            rows, total = self._queue.folded_page(0, PAGE)
-            return JobPage(
-                rows=tuple(rows),
-                total=total,
-                running=counts["running"],
-                waiting=counts["waiting"],
-                held=counts["held"],
-                spans=tuple(self._queue.ran_since(now - WINDOW_S)),
-                drained=bool(self._queue.drained),
-            )
+            return read_page(self._queue, self._clock.now().wall)
         except GpuSchedError as exc:
             return JobPage(trouble=str(exc))
 

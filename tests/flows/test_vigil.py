@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from gpusched_ipy import vigil
 from gpusched_ipy.agent import ask_to_leave, running_agent
 from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Settings
+from gpusched_ipy.errors import StoreError
 from gpusched_ipy.job import JobState
 from gpusched_ipy.process import start_ticks
 from gpusched_ipy.statedir import open_state_dir
@@ -114,6 +116,19 @@ def test_whoever_listens_has_an_agent_that_was_killed_replaced(
     finally:
         leave()
     assert vigil._standing == {}
+
+
+def test_who_cannot_stand_by_leaves_no_listener_behind(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_store: object) -> None:
+        raise StoreError("the record is locked")
+
+    monkeypatch.setattr(vigil, "stand", broken)
+    before = set(threading.enumerate())
+    with pytest.raises(StoreError, match="the record is locked"):
+        queue.subscribe(lambda: None)
+    assert set(threading.enumerate()) <= before
 
 
 def test_one_that_was_stopped_stays_stopped_until_it_is_wanted(
