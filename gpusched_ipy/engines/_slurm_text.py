@@ -43,6 +43,7 @@ _BADLY = {
     "FAILED": "it failed at Slurm",
     "SPECIAL_EXIT": "it failed at Slurm",
 }
+_NOT_LAUNCHED = "JobLaunchFailure"  # as where its node does not see its folder
 _WAITS = {
     "Priority": "other jobs are ahead",
     "Resources": "no GPU or node is idle",
@@ -151,6 +152,9 @@ def _status(native: str, state: str, reason: str, nodes: str) -> Status:
     if state == "TIMEOUT":
         text = "its time limit at Slurm was over"
         return Status(state=EngineState.TIMEOUT, text=text, native=native, where=where)
+    if reason == _NOT_LAUNCHED:
+        text = f"its node could not start it ({reason})"
+        return Status(state=EngineState.FAILED, text=text, native=native, where=where)
     text = _BADLY.get(state, "it ended badly at Slurm")
     return Status(state=EngineState.FAILED, text=f"{text} ({state})", native=native, where=where)
 

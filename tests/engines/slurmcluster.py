@@ -154,9 +154,18 @@ class SlurmCluster:
         self._daemon("slurmctld")
         wait_until(lambda: " UP" in self.run("scontrol", "ping"), 60, "a controller")
 
-    def start_node(self, node: str = "n1") -> None:
-        """Start a node's daemon."""
-        self._daemon("slurmd", "-N", node)
+    def start_node(self, node: str = "n1", *, blind: Path | None = None) -> None:
+        """Start a node's daemon.
+
+        Args:
+            blind: a folder of which the node sees nothing, as without a shared file system. As root
+                alone, where mounts of one's own are allowed.
+        """
+        argv = ["slurmd", "-N", node]
+        if blind is not None:
+            hide = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
+            argv = ["unshare", "--mount", "sh", "-c", hide, str(blind), *argv]
+        self._daemon(*argv)
 
     def _daemon(self, *argv: str) -> None:
         log = (self.root / "daemons.log").open("ab")

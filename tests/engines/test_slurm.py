@@ -104,6 +104,27 @@ def test_what_it_refuses_has_failed_in_its_own_words(
     assert words in (job.error or "")
 
 
+def test_a_node_that_does_not_see_the_folder_is_named_with_it(
+    queue: Queue, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    probe = subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True)
+    if probe.returncode != 0:
+        pytest.skip("no mounts of one's own are allowed here")
+    folder = tmp_path / "engines"
+    folder.mkdir(mode=0o700)
+    slurm.kill("slurmd-n1")
+    slurm.start_node(blind=folder)
+    try:
+        job = ended(queue, shell(queue, "true"))
+    finally:
+        slurm.kill("slurmd-n1")
+        slurm.start_node()
+    assert job.state is JobState.FAILED
+    said = "slurm ended it before it began: its node could not start it (JobLaunchFailure); is "
+    assert (job.error or "").startswith(f"{said}{folder}/")
+    assert (job.error or "").endswith("/slurm seen by n1? (setting engine_dir)")
+
+
 def test_a_frozen_and_a_dead_controller_cost_no_job(
     queue: Queue, slurm: SlurmCluster, tmp_path: Path, counted: Callable[[], list[str]]
 ) -> None:

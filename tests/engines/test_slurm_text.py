@@ -163,6 +163,8 @@ def test_why_a_job_waits_in_plain_words(reason: str, text: str) -> None:
 def test_a_job_that_its_node_cannot_start_has_failed() -> None:
     (status,) = _slurm_text.rows("3|gpuq-a|PENDING|launch failed requeued held|\n").values()
     assert status.state is EngineState.FAILED
+    (status,) = _slurm_text.rows("3|gpuq-a|FAILED|JobLaunchFailure|n1\n").values()
+    assert status.text == "its node could not start it (JobLaunchFailure)"
 
 
 @pytest.mark.parametrize(
