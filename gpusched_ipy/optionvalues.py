@@ -89,12 +89,19 @@ def parse_name(text: object) -> str:
         UserError: it is empty, longer than 256 bytes, no text, or stands for other jobs.
     """
     name = _short("name", text)
-    if _NUMBERS.fullmatch(name) or name.startswith("array:") or set(name) & set(",*?"):
+    if own_name(name) != name:
         raise UserError(
             f"the name {name} would stand for other jobs; use none that is a number or a range, "
             "begins with array: or has one of , * ?"
         )
     return name
+
+
+def own_name(name: str) -> str:
+    """The name, changed where it would stand for other jobs: ``12`` to ``job-12``, ``a,b`` to
+    ``a_b``."""
+    own = re.sub(r"[,*?]", "_", name)
+    return f"job-{own}" if _NUMBERS.fullmatch(own) or own.startswith("array:") else own
 
 
 def parse_key(text: object) -> str:

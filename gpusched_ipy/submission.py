@@ -21,6 +21,7 @@ from gpusched_ipy.config import LOCAL
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.job import BOUND_KINDS, ArrayPlace, Job, JobKind, JobSpec, Request
 from gpusched_ipy.options import python_fields
+from gpusched_ipy.optionvalues import own_name
 from gpusched_ipy.snapshot import Gpu, Snapshot
 from gpusched_ipy.text import clean
 
@@ -328,4 +329,4 @@ def name_of(kind: JobKind, argv: Sequence[str] | None) -> str:
     script = next((word for word in words[1:] if word.endswith((".py", ".sh"))), words[0])
     # A program may be called by bytes that are no text.
     name = Path(script).name.encode("utf-8", "backslashreplace").decode()
-    return name[:64] or str(kind)
+    return own_name(name[:64]) or str(kind)

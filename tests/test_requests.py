@@ -14,10 +14,12 @@ from helpers import FakeScript, wait_until
 from gpusched_ipy import Queue, UserError, here, submit
 from gpusched_ipy.arguments import command
 from gpusched_ipy.cli import main
-from gpusched_ipy.job import Job, JobState, effective_priority
+from gpusched_ipy.job import Job, JobKind, JobState, effective_priority
 from gpusched_ipy.lines import parse_cell, parse_run
 from gpusched_ipy.options import JOB_OPTIONS, OptionParser, job_fields, python_fields
+from gpusched_ipy.optionvalues import parse_name
 from gpusched_ipy.records import iso
+from gpusched_ipy.submission import name_of
 from gpusched_ipy.text import UNKNOWN, format_duration
 
 # The option on a line, and the same for Python.
@@ -198,3 +200,18 @@ def test_top_passes_those_that_have_gained_by_waiting(
     queue.set_priority(["old"], 1000)
     with pytest.raises(UserError, match="1000 is the highest; hold those that are to wait"):
         queue.top("new")
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        ("12", "job-12"),
+        ("14-16", "job-14-16"),
+        ("array:3", "job-array:3"),
+        ("a,b", "a_b"),
+        ("x*", "x_"),
+    ],
+)
+def test_a_job_without_a_name_gets_none_that_stands_for_others(program: str, name: str) -> None:
+    assert name_of(JobKind.COMMAND, [program, "x"]) == name
+    assert parse_name(name) == name
