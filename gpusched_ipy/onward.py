@@ -126,17 +126,16 @@ class Onward:
 
     def _away(self, notebook: str, wall: float) -> list[Job]:
         """What is away, with all members of a sweep of which one is."""
-        store, found = self._queue().store, dict[int, Job]()
+        store, found = self._queue().store, set[int]()
         for uid in awaynotes.found(store.state.root, notebook):
             job = _recorded(store, uid)
             if job is None or (job.ended_at is not None and job.ended_at < wall - _KEPT_S):
                 awaynotes.remove(store.state, notebook, uid)
             elif job.spec.array is None:
-                found[job.id] = job
+                found.add(job.id)
             else:
-                members = store.array_ids(job.spec.array.id)
-                found |= {number: store.job(number) for number in members if number not in found}
-        return [found[number] for number in sorted(found)][-_MOST:]
+                found.update(store.array_ids(job.spec.array.id))
+        return store.those(sorted(found)[-_MOST:])
 
     def run_again(self, cell_id: str | None) -> tuple[int, ...]:
         """That cell has been run again: what it shows now takes the place of what it showed.

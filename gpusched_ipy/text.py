@@ -73,7 +73,7 @@ def format_memory(used: int | None, total: int | None) -> str:
 
 def format_duration(seconds: float | None) -> str:
     """A span like ``12 s``, ``41 min``, ``2 h 05`` or ``3 d 04 h``; unknown is a dash."""
-    if seconds is None or not math.isfinite(seconds):
+    if seconds is None or not math.isfinite(seconds) or seconds >= END_OF_TIME:
         return UNKNOWN
     whole = max(0, round(seconds))
     if whole < 60:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from gpusched_ipy.api import Queue
 from gpusched_ipy.config import Settings
 from gpusched_ipy.errors import UserError
 from gpusched_ipy.facts import facts
-from gpusched_ipy.folding import told
+from gpusched_ipy.folding import ranges, told
 from gpusched_ipy.job import FINAL, Job, JobState
 from gpusched_ipy.options import job_fields
 from gpusched_ipy.terminal import DONE, FAILED, LogWriter, note, show_table
@@ -66,19 +67,30 @@ def _submit(terminal: Terminal) -> int:
         return _preview(terminal, wanted, as_json=asked.json)
     queue = terminal.queue
     done = queue.submit_all(**wanted)
-    if asked.json:
-        from gpusched_ipy.look import job_record
-
-        _print_json([job_record(queue, job) for job in done.jobs])
-    else:
-        for job in done.jobs:
-            print(job.id)
+    try:
+        _print_submitted(queue, done.jobs, as_json=asked.json)
+    except BrokenPipeError:
+        raise
+    except OSError as exc:  # a full disk: who reads only the status must not submit once more
+        numbers = ranges(job.id for job in done.jobs)
+        raise UserError(f"queued as {numbers}, which cannot be written: {exc.strerror}") from None
     for remark in filter(None, (done.note, done.caution)):
         note(remark)
     if queue.drained and done.queued:
         which = f"job {done.queued[0].id} waits" if len(done.queued) == 1 else "the jobs wait"
         note(f"{which}: the queue is drained; `gpusched resume` starts jobs again")
     return DONE
+
+
+def _print_submitted(queue: Queue, jobs: Sequence[Job], *, as_json: bool) -> None:
+    if as_json:
+        from gpusched_ipy.look import job_record
+
+        _print_json([job_record(queue, job) for job in jobs])
+    else:
+        for job in jobs:
+            print(job.id)
+    sys.stdout.flush()
 
 
 def _preview(terminal: Terminal, wanted: dict[str, Any], *, as_json: bool) -> int:

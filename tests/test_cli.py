@@ -772,6 +772,11 @@ def test_closed_and_full_outputs_are_no_tracebacks(fake: FakeScript) -> None:
         done.stderr.decode() == "gpusched: the output cannot be written: No space left on device\n"
     )
     assert in_a_shell("{g} list >&- 2>&-").returncode == 0
+    done = in_a_shell("{g} submit --hold -- true >/dev/full")
+    assert done.returncode == 1
+    assert (
+        done.stderr == b"gpusched: queued as 2, which cannot be written: No space left on device\n"
+    )
 
 
 def test_bytes_that_are_no_text_are_refused_in_one_line(fake: FakeScript, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from helpers import FakeScript, wait_until
 
+from gpusched_ipy import environment
 from gpusched_ipy.backends import Detail, Detected
 from gpusched_ipy.backends.fake import FakeBackend
 from gpusched_ipy.config import Clock, Settings, SystemClock
@@ -500,25 +501,6 @@ class Tenant(FakeBackend):
         return replace(super().read(detail), backend="driver")  # pids of the fake need not exist
 
 
-def test_the_end_of_a_stranger_is_not_left_to_the_next_reading(
-    state: StateDir, settings: Settings
-) -> None:
-    tenant = subprocess.Popen(["sleep", "600"])
-    backend = Tenant(SystemClock(), tenant)
-    seldom = replace(settings, sample_interval_s=3600.0)
-    bench = Bench(state, seldom, choose=lambda _settings, _clock: Detected(backend, ()))
-    try:
-        job = bench.submit()
-        bench.scheduler.start()
-        wait_until(lambda: f"pid {tenant.pid}" in bench.why(job))
-        tenant.kill()
-        wait_until(lambda: [claim.job.id for claim in bench.runner.started] == [job.id])
-    finally:
-        tenant.kill()
-        tenant.wait()
-        bench.close()
-
-
 class Lingering(Tenant):
     """The driver shows the tenant for some more readings after his end."""
 
@@ -533,11 +515,12 @@ class Lingering(Tenant):
         return super().read(detail)
 
 
-def test_a_stranger_whom_the_driver_still_shows_is_looked_at_again_soon(
-    state: StateDir, settings: Settings
+@pytest.mark.parametrize("kind", [Tenant, Lingering])
+def test_the_end_of_a_stranger_is_not_left_to_the_next_reading(
+    kind: type[Tenant], state: StateDir, settings: Settings
 ) -> None:
     tenant = subprocess.Popen(["sleep", "600"])
-    backend = Lingering(SystemClock(), tenant)
+    backend = kind(SystemClock(), tenant)
     seldom = replace(settings, sample_interval_s=3600.0)
     bench = Bench(state, seldom, choose=lambda _settings, _clock: Detected(backend, ()))
     try:
@@ -546,11 +529,21 @@ def test_a_stranger_whom_the_driver_still_shows_is_looked_at_again_soon(
         wait_until(lambda: f"pid {tenant.pid}" in bench.why(job))
         tenant.kill()
         wait_until(lambda: [claim.job.id for claim in bench.runner.started] == [job.id])
-        assert backend.left == 0
     finally:
         tenant.kill()
         tenant.wait()
         bench.close()
+
+
+def test_what_never_starts_leaves_no_variables_behind(bench: Bench) -> None:
+    first = bench.submit()
+    after = bench.submit(request=Request(after=(first.id,)), env_names=("TOKEN",))
+    environment.keep(bench.store.state, after.spec.uid, {"TOKEN": "s3cret"})
+    assert bench.store.state.environment(after.spec.uid).exists()
+    bench.store.request_cancel(first.id)
+    bench.scheduler.tick()
+    assert bench.store.job(after.id).state is JobState.CANCELLED
+    assert not bench.store.state.environment(after.spec.uid).exists()
 
 
 def _clear(bench: Bench) -> None:

@@ -27,24 +27,16 @@ from gpusched_ipy.monitor.idle import IdleProcesses
 from gpusched_ipy.monitor.readings import SharedReadings
 from gpusched_ipy.monitor.recent import Allocated, QuietWindows, Recent, with_jobs
 from gpusched_ipy.monitor.sampler import CALM_S, Chooser, Need, Sampler, Source, no_reading
+from gpusched_ipy.monitor.wants import Wants
 from gpusched_ipy.monitor.wire import NEVER, Reading
 from gpusched_ipy.snapshot import Snapshot
 
 _log = logging.getLogger(__name__)
 
-SLOW_S = 5.0  # how often process lists, power and clocks are read when nobody asks for them
 LINGER_S = 10.0  # the thread stays this long after the last want, then ends and frees the driver
 STOP_S = 1.0  # the longest that stop() waits for a thread that may hang
-MIN_INTERVAL_S = 0.02
 
 Listener = Callable[[Snapshot], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Want:
-    interval_s: float
-    detail: Detail
-    patient: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -96,8 +88,7 @@ class Monitor:
     def _reset(self) -> None:
         """As new: at the beginning, and in the child of a fork, which has none of the threads."""
         self._cond = threading.Condition()
-        self._wants: dict[str, _Want] = {}
-        self._paces: tuple[float, ...] | None = None  # worked out of the wants; None: not yet
+        self._wants = Wants()
         self._counts = True  # something has changed lately
         self._asks: list[_Ask] = []
         self._listeners: list[Listener] = []
@@ -134,18 +125,15 @@ class Monitor:
             return
         interval = self.settings.sample_interval_s if interval_s is None else interval_s
         with self._cond:
-            before = self._wants.get(who)
-            self._wants[who] = _Want(max(MIN_INTERVAL_S, interval), detail, patient)
+            new = self._wants.add(who, interval, detail, patient=patient)
             self._ensure_thread()
-            self._paces = None
-            if before != self._wants[who]:  # loops say the same again at every turn
+            if new:
                 self._notify()
 
     def unwant(self, who: str) -> None:
         """End a want; one that is not there is ended already."""
         with self._cond:
-            if self._wants.pop(who, None) is not None:
-                self._paces = None
+            if self._wants.drop(who):
                 self._notify()
 
     @contextmanager
@@ -257,7 +245,6 @@ class Monitor:
         with self._cond:
             running, self._running = self._running, None
             self._wants.clear()
-            self._paces = None
             for ask in self._asks:
                 ask.done.set()
             self._asks.clear()
@@ -319,7 +306,7 @@ class Monitor:
                 if self._asks:
                     asks, self._asks = self._asks, []
                     return self._need(max(ask.detail for ask in asks), own=True), asks
-                due, detail = self._due(sampler.lag_s)
+                due, detail = self._wants.due(self._lasts, sampler.lag_s)
                 if due == NEVER:
                     sampler.rest()
                     if not self._cond.wait(LINGER_S) and not self._wants and not self._asks:
@@ -337,13 +324,9 @@ class Monitor:
             return None
 
     @property
-    def _patient(self) -> bool:
-        return bool(self._wants) and all(want.patient for want in self._wants.values())
-
-    @property
     def _calm(self) -> bool:
         """Whether nothing is needed but what changes something (``_cond`` is held)."""
-        return self._patient and not self._counts
+        return self._wants.patient and not self._counts
 
     def _sleep(self, sampler: Sampler, longest_s: float) -> None:
         """Wait for the process that reads; :meth:`_notify` ends it too (``_cond`` is held)."""
@@ -353,52 +336,14 @@ class Monitor:
         finally:
             self._cond.acquire()
 
-    def _periods(self) -> tuple[float, ...]:
-        """For each detail how often it is wanted; NEVER where nobody wants it."""
-        if self._paces is None:
-            periods = [NEVER] * len(DETAILS)
-            for want in self._wants.values():
-                periods[want.detail] = min(periods[want.detail], want.interval_s)
-            fastest = min(periods)
-            if fastest != NEVER:
-                periods[Detail.FULL] = min(periods[Detail.FULL], max(SLOW_S, fastest))
-            self._paces = tuple(periods)
-        return self._paces
-
-    def _due(self, lag_s: float) -> tuple[float, Detail]:
-        """When the next reading is due, and the most that is due about then."""
-        periods = self._periods()
-        dues = [last + period + lag_s for period, last in zip(periods, self._lasts, strict=True)]
-        for detail in DETAILS:
-            if periods[detail] == NEVER:
-                dues[detail] = NEVER
-        first = min(dues)
-        about = first + 0.1 * min(periods) if first > -NEVER else first
-        most = Detail.LOAD
-        for detail in DETAILS:
-            if dues[detail] <= about:
-                most = detail
-        return first, most
-
     def _need(self, detail: Detail, *, own: bool = False) -> Need:
-        periods = self._periods()
-        return Need(
-            detail=detail,
-            period_s=min(periods[detail:]),
-            last_mono=self._lasts[detail],
-            periods=periods,
-            lasts=tuple(self._lasts),
-            own=own,
-            patient=self._patient,
-            calm=self._calm,
-            least=max((want.detail for want in self._wants.values()), default=Detail.LOAD),
-        )
+        return self._wants.need(detail, self._lasts, own=own, calm=self._calm)
 
     def _record(self, running: _Running, reading: Reading, need: Need) -> Snapshot:
         """Remember a reading and tell the listeners (in the sampler thread)."""
         with self._cond:
             snapshot = with_jobs(reading.snapshot, reading.loads, self._allocated)
-            period_s = min(self._periods())
+            period_s = min(self._wants.periods)
             if running.sampler.slept:  # nothing has changed meanwhile: the windows go on
                 period_s = max(CALM_S, 0.0 if period_s == NEVER else period_s)
             snapshot = self._quiet.mark(snapshot, None if period_s == NEVER else period_s)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import stat
 import subprocess
 import sys
@@ -17,8 +19,9 @@ import pytest
 from helpers import FakeScript, wait_until
 
 import gpusched_ipy
-from gpusched_ipy import errand
+from gpusched_ipy import environment, errand
 from gpusched_ipy.config import Settings, SystemClock
+from gpusched_ipy.desks import Desks
 from gpusched_ipy.enginedesk import EngineDesk
 from gpusched_ipy.engines import (
     AmbiguousError,
@@ -40,6 +43,8 @@ from gpusched_ipy.job import (
     effective_priority,
 )
 from gpusched_ipy.locks import Membership
+from gpusched_ipy.monitor import Monitor
+from gpusched_ipy.scheduler import Scheduler
 from gpusched_ipy.statedir import open_state_dir
 from gpusched_ipy.store import Store
 
@@ -507,3 +512,58 @@ def test_the_folder_of_an_engine_is_ours_alone(settings: Settings, tmp_path: Pat
     for folder in (counter.root, counter.root.parent):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert len(counter.engine.submits) == 1
+
+
+def test_a_damaged_file_of_variables_fails_its_job_and_no_other(
+    settings: Settings, tmp_path: Path
+) -> None:
+    counter = Counter(settings, tmp_path, Scripted())
+    bad = counter.submit("bad", env_names=("TOKEN",))
+    environment.keep(counter.state, bad.spec.uid, {"TOKEN": "s3cret"})
+    counter.state.environment(bad.spec.uid).write_text('{"TOKEN": "s3c')
+    good = counter.submit("good")
+    counter.round(2)
+    assert counter.show(bad).state is JobState.FAILED
+    assert "is damaged; submit the job again" in str(counter.show(bad).error)
+    assert [key for key in counter.engine.submits if good.spec.uid in key]
+
+
+def test_what_a_full_disk_has_cut_is_copied_anew_and_once(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(os.urandom(300_000))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        for _ in range(2):
+            with pytest.raises(OSError, match="File too large"):
+                errand._append(source, target, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert errand._append(source, target, 0) == 300_000
+    assert target.read_bytes() == source.read_bytes()
+
+
+def test_an_engine_that_cannot_be_made_stops_no_other(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A third party's factory may raise anything; its jobs wait with that word."""
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("its own fault")
+
+    monkeypatch.setattr("gpusched_ipy.engines.registry.make_engine", broken)
+    counter = Counter(replace(settings, engine_dir=tmp_path / "engines"), tmp_path, Scripted())
+    job = counter.submit()
+    monitor = Monitor(counter.settings)
+    scheduler = Scheduler(counter.store, monitor, counter.member, {}, counter.settings)
+    desks = Desks(counter.store, scheduler, counter.settings, counter.member.key)
+    desks.start()
+    try:
+        wait_until(lambda: "its own fault" in str(counter.show(job).reason), what="why it waits")
+        assert not desks.busy
+    finally:
+        desks.stop()
+        scheduler.stop()
+        monitor.stop()

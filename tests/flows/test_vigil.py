@@ -23,6 +23,7 @@ from gpusched_ipy.errors import StoreError
 from gpusched_ipy.job import JobState
 from gpusched_ipy.process import start_ticks
 from gpusched_ipy.statedir import open_state_dir
+from gpusched_ipy.store import Store
 from gpusched_ipy.summon import IDLE, AgentLock, ensure_agent
 
 # Takes the agent's lock and as much memory as costs the kernel a while when it dies: only then, at
@@ -230,3 +231,21 @@ def test_half_a_word_of_the_lock_names_nobody(state_dir: Path) -> None:
     lock.path.write_text("idle3 782606 boot pid:[4026531836]")
     assert lock.holder is None
     lock.release()
+
+
+def test_a_ring_after_the_end_is_written_into_nobodys_file(state_dir: Path) -> None:
+    store = Store(open_state_dir(Settings.load()))
+    watcher = vigil.Vigil(store)
+    mine = {watcher._wake_r, watcher._wake_w}
+    watcher.close()
+    read, write = os.pipe()  # they take the numbers that have become free
+    try:
+        assert mine & {read, write}
+        os.set_blocking(read, False)
+        watcher._heard()
+        with pytest.raises(BlockingIOError):
+            os.read(read, 1)
+    finally:
+        os.close(read)
+        os.close(write)
+        store.close()
