@@ -26,7 +26,7 @@ _NETWORK = (
 SHARED_LOCKS = Path("/run/gpusched")
 # Where the queue is kept when the home is of another host.
 LOCAL = Path("/var/tmp")
-_FOLDERS = ("alive", "gpu", "logs", "cells", "env", "calls", "readings", "away")
+_FOLDERS = ("alive", "gpu", "logs", "cells", "env", "calls", "readings", "away", "ring")
 
 
 class StateDir(NamedTuple):
@@ -52,8 +52,11 @@ class StateDir(NamedTuple):
 
     @property
     def bell(self) -> Path:
-        """Touched after every change of the record: members watch it."""
-        return self.root / "bell"
+        """Touched after every change of the record: members watch it.
+
+        In a folder of its own: who watches a file is woken by whatever happens beside it.
+        """
+        return self.root / "ring" / "bell"
 
     def alive(self, key: str) -> Path:
         """Locked by that member while it lives."""

@@ -64,7 +64,7 @@ def test_a_link_in_its_place_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("plant", ["link", "dangling", "directory", "fifo", "hard link"])
-@pytest.mark.parametrize("name", ["queue.db", "bell", "q.lock"])
+@pytest.mark.parametrize("name", ["queue.db", "ring/bell", "q.lock"])
 def test_planted_files_are_refused_and_not_touched(tmp_path: Path, plant: str, name: str) -> None:
     state = open_state_dir(_settings(tmp_path / "state"))
     victim = tmp_path / "victim"
