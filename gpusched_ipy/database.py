@@ -80,12 +80,13 @@ class Database:
             self._db.close()
 
     @contextmanager
-    def writing(self, *, durable: bool = True) -> Iterator[Self]:
+    def writing(self, *, durable: bool = True, rings: bool = True) -> Iterator[Self]:
         """One write transaction under the queue lock; blocks inside it join it.
 
         Args:
             durable: it survives a power cut from now on; otherwise from the next durable one of
                 any member on, or from ``sync``. The death of a process takes neither away.
+            rings: False: whoever writes calls ``ring`` as soon as what is more urgent is done.
 
         Raises:
             StoreError: the record cannot be written (full disk, damage, somebody who is stopped in
@@ -115,9 +116,14 @@ class Database:
                 self._rings += 1
                 me = threading.get_ident()
                 self._rings_by[me] = self._rings_by.get(me, 0) + 1
-                # What is written stands, whether or not somebody can hear of it at once.
-                with suppress(OSError):
-                    os.utime(self.state.bell)
+                if rings:
+                    self.ring()
+
+    def ring(self) -> None:
+        """Wake whoever waits for a change of the record."""
+        # What is written stands, whether or not somebody can hear of it at once.
+        with suppress(OSError):
+            os.utime(self.state.bell)
 
     def wait_for_ever(self) -> None:
         """From now on no write of this process gives up: a job depends on it."""

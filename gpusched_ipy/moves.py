@@ -50,12 +50,11 @@ class Moves(Archive, Arrays, Roster):
 
     def _put(self, job: Job, what: str, data: Mapping[str, Any]) -> Job:
         """Write the job as it now is; the wait reason stays only while it waits."""
-        row = to_row(job, boot_id())
+        row = to_row(job, boot_id()) | {"rev": self._event(job.id, job.attempt, what, data)}
         if job.state is not JobState.PENDING or job.reason is None:
             row |= {"reason": None, "reason_code": None, "reason_since": None}
         assignments = ", ".join(f"{name} = :{name}" for name in row)
         self._db.execute(f"UPDATE jobs SET {assignments} WHERE id = :id", row | {"id": job.id})
-        self._touch(job, what, data)
         return job
 
     def _touch(self, job: Job, what: str, data: Mapping[str, Any]) -> None:

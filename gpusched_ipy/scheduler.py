@@ -234,6 +234,8 @@ class Scheduler:
                 raise
         for claim in claims:
             self._dispatch(claim)
+        # Only now: whoever hears of it competes with the job that begins.
+        self.store.ring()
         for end in ends:
             end.answer(True)
         # Where one end follows the other the rest of the round must have its turn as well.
@@ -242,7 +244,7 @@ class Scheduler:
         return self._hurried
 
     def _record_and_claim(self, ends: Sequence[End], claims: list[Claim]) -> None:
-        with self._all_or_none(claims), self.store.writing(durable=False):
+        with self._all_or_none(claims), self.store.writing(durable=False, rings=False):
             for end in ends:
                 # Nobody can record the end of a job that cannot be read.
                 with suppress(DamagedJobError, JobNotFoundError):

@@ -102,12 +102,10 @@ def _obey(
     record: TakeOver, order: Order, channel: socket.socket, parked: ParkedInterpreter
 ) -> None:
     membership = Membership(record.state)
-    with record.writing():
+    with record.writing(rings=False):
         row = record.begin(
             order.job, epoch=order.epoch, claimed_by=order.claimed_by, member=membership.key
         )
-        if row is not None:
-            record.join(membership.key, "shim", f"job {order.job}")
     if row is None:
         _close((order.log_fd, *order.gpu_fds))
         parked.dismiss()
@@ -124,10 +122,12 @@ def _obey(
     except (OSError, StateDirError) as exc:
         failure = (None if isinstance(exc, StateDirError) else 126, f"cannot be run: {exc}")
     leader = None if child is None else ProcessId.of(child.pid)
-    if leader is not None:
-        # It runs; whether the record can say so at once or not.
-        with suppress(StoreError):
+    # It runs; whether the record can say so at once or not.
+    with suppress(StoreError), record.writing(durable=False):
+        record.join(membership.key, "shim", f"job {order.job}")
+        if leader is not None:
             record.set_process(row["attempt"], leader)
+    record.ring()
     # Imported only now, where nothing was prepared: the job is running already.
     from gpusched_ipy.supervision import Supervision
 
