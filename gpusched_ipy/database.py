@@ -153,6 +153,15 @@ class Database:
             finally:
                 os.close(fd)
 
+    def checkpoint(self) -> None:
+        """Move what was written from SQLite's log into its file: where nobody does so in a calm
+        moment, every few writes one does that somebody waits for.
+
+        Raises:
+            StoreError: the disk fails or is full; nothing is lost.
+        """
+        self._query("PRAGMA wal_checkpoint(PASSIVE)")
+
     def _begin(self, durable: bool) -> None:
         """Open a transaction, unless this version may not write (any more)."""
         if not self._reserved and self.read_only is None:

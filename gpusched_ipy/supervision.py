@@ -93,8 +93,9 @@ class Supervision:
             time.sleep(_AFTERWARDS_S)
         self._membership.leave()
         # Not before the next job has heard of it: it costs milliseconds on some disks.
-        with suppress(OSError):
+        with suppress(OSError, StoreError):
             self._store.sync()
+            self._store.checkpoint()
         call_agent(self._store)
 
     def _until_it_ends(

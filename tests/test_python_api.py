@@ -6,12 +6,15 @@ import asyncio
 import itertools
 import os
 import re
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import as_completed
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -757,3 +760,23 @@ def test_a_handle_of_a_purged_job_shows_itself(queue: Queue) -> None:
     assert queue.store.forget([handle.job]) == 1
     assert repr([handle]) == f"[<job {handle.id}: no longer kept>]"
     assert handle._repr_html_() is None
+
+
+def test_a_shim_that_leaves_has_moved_the_end_of_its_job_into_the_file(
+    queue: Queue, tmp_path: Path
+) -> None:
+    """No later write, for which somebody waits, has to do that instead."""
+    job = queue.submit(["true"])
+    queue.wait(job.id, timeout=60)
+
+    def in_the_file_alone() -> bool:
+        alone = tmp_path / "without its log.db"
+        shutil.copyfile(queue.state.database, alone)
+        with closing(sqlite3.connect(alone)) as db:
+            try:
+                found = db.execute("SELECT state FROM jobs WHERE id = ?", (job.id,)).fetchall()
+            except sqlite3.DatabaseError:
+                return False  # copied while it was written
+        return found == [("completed",)]
+
+    wait_until(in_the_file_alone, what="the end is in the file")

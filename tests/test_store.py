@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -483,6 +485,25 @@ def _step(store: Store, job: Job, dice: random.Random) -> None:
 def test_a_replaced_job_is_still_the_same_row(store: Store) -> None:
     job = store.submit(spec())
     assert replace(job, priority=3) != store.job(job.id)
+
+
+def test_a_checkpoint_moves_what_was_written_into_the_file(store: Store, tmp_path: Path) -> None:
+    """Without it every few writes one does so while somebody waits for it."""
+    job = store.submit(spec(name="moved"))
+    store.checkpoint()
+    alone = tmp_path / "without its log.db"
+    shutil.copyfile(store.state.database, alone)
+    with closing(sqlite3.connect(alone)) as db:
+        assert db.execute("SELECT name FROM jobs WHERE id = ?", (job.id,)).fetchone() == ("moved",)
+
+
+def test_who_writes_quietly_rings_later(store: Store) -> None:
+    before = store.state.bell.stat().st_mtime_ns
+    with store.writing(rings=False):
+        store.submit(spec())
+    assert store.state.bell.stat().st_mtime_ns == before
+    store.ring()
+    assert store.state.bell.stat().st_mtime_ns > before
 
 
 def test_only_what_must_outlive_a_power_cut_waits_for_the_disk(store: Store) -> None:
