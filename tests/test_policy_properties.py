@@ -25,7 +25,7 @@ from gpusched_ipy.job import (
 )
 from gpusched_ipy.policy import Decision, backlog_s, confirm, decide
 from gpusched_ipy.policy.order import Line
-from gpusched_ipy.policy.standing import Facts
+from gpusched_ipy.policy.standing import Facts, always_stands
 from gpusched_ipy.snapshot import Gpu, GpuProcess, Health, Snapshot
 
 NOW = Instant(mono=1e5, wall=1.7e9)
@@ -372,6 +372,23 @@ def test_turns_never_change_which_priority_has_which_place(scene: Scene) -> None
         scene.jobs, key=lambda job: (-effective_priority(job, aging_s, NOW.mono), -job.priority)
     )
     assert in_turn == [job.priority for job in by_aging]
+
+
+@given(
+    scenes(),
+    st.integers(0, 11),
+    st.sampled_from([{}, {"cancel_requested": True}, {"not_before_mono": NOW.mono + 9}]),
+    st.sampled_from([{}, {"begin_at": NOW.wall + 9}, {"after_any": (1,)}]),
+    st.sampled_from([{}, {"engine": "slurm"}]),
+)
+def test_what_always_stands_is_never_refused(
+    scene: Scene, which: int, state: dict, request: dict, spec: dict
+) -> None:
+    job = scene.jobs[which % len(scene.jobs)]
+    wanted = replace(job.spec.request, **request)
+    job = replace(job, **state, spec=replace(job.spec, request=wanted, **spec))
+    if always_stands(job):
+        assert _facts(scene).standing(job) is None
 
 
 @given(scenes(), st.lists(st.tuples(st.integers(0, 11), st.booleans()), max_size=30))

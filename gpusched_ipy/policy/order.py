@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heapreplace
 from operator import attrgetter
 
 from gpusched_ipy.job import Job
-from gpusched_ipy.policy.standing import Facts
+from gpusched_ipy.policy.standing import Facts, always_stands
 
 _QUEUED = attrgetter("queued_mono")
 _SINCE = attrgetter("queued_mono", "id")
@@ -36,6 +36,7 @@ class Line:
     def __init__(self, jobs: Iterable[Job] = ()) -> None:
         by_id = sorted(jobs, key=attrgetter("id"))
         self._jobs = {job.id: job for job in by_id}
+        self._always = {job.id for job in by_id if always_stands(job)}
         self._ranks: defaultdict[int, list[Job]] = defaultdict(list)
         self._rows: defaultdict[int, defaultdict[str, list[Job]]]  # of each rank, by notebook
         self._rows = defaultdict(lambda: defaultdict(list))
@@ -61,6 +62,8 @@ class Line:
         """Add a job, or replace what is known of it."""
         self.drop(job.id)
         self._jobs[job.id] = job
+        if always_stands(job):
+            self._always.add(job.id)
         for row in (self._ranks[job.priority], self._rows[job.priority][job.spec.owner]):
             insort(row, job, key=_SINCE)
 
@@ -69,6 +72,7 @@ class Line:
         job = self._jobs.pop(job_id, None)
         if job is None:
             return
+        self._always.discard(job_id)
         rank, rows = self._ranks[job.priority], self._rows[job.priority]
         row = rows[job.spec.owner]
         for jobs in (rank, row):
@@ -88,7 +92,7 @@ class Line:
                 using[holder.owner] += len(holder.gpus)
             else:
                 served[holder.owner] = max(served.get(holder.owner, 0.0), holder.ended_mono)
-        stands = _once(eligible)
+        stands = _once(eligible, self._always)
         ranks = [
             _Rank(priority, rank, self._rows[priority], stands, using, served)
             for priority, rank in self._ranks.items()
@@ -105,14 +109,21 @@ class Line:
                 heapreplace(heap, (key, rank))
 
 
-def _once(eligible: Eligible) -> Eligible:
-    """``eligible``, asked once of each job: for its place in the line, and for its turn."""
+def _once(eligible: Eligible, always: Collection[int]) -> Eligible:
+    """``eligible``, asked once of each job: for its place in the line, and for its turn.
+
+    Args:
+        always: the jobs of which it need not be asked.
+    """
     known: dict[int, bool] = {}
 
     def stands(job: Job) -> bool:
-        found = known.get(job.id)
+        number = job.id
+        if number in always:
+            return True
+        found = known.get(number)
         if found is None:
-            found = known[job.id] = eligible(job)
+            found = known[number] = eligible(job)
         return found
 
     return stands
@@ -144,22 +155,22 @@ class _Rank:
 
     def place(self, aging_s: float) -> tuple[float, int] | None:
         """The key of its next place in the line, smallest first; None when all are taken."""
-        for job in self._places:
-            return job.queued_mono / aging_s - self._priority, -self._priority
-        return None
+        job = next(self._places, None)
+        if job is None:
+            return None
+        return job.queued_mono / aging_s - self._priority, -self._priority
 
     def take(self) -> Job:
         """The job whose notebook has the turn."""
         turns, using = self._turns, self._using
-        while True:
+        count, since, number, job = turns[0]
+        owner = job.spec.owner
+        while count != using[owner]:
+            heapreplace(turns, (using[owner], since, number, job))
             count, since, number, job = turns[0]
-            spec = job.spec
-            so_far = using[spec.owner]
-            if count == so_far:
-                break
-            heapreplace(turns, (so_far, since, number, job))
-        using[spec.owner] = so_far + spec.request.gpus
-        offer = self._offer(spec.owner)
+            owner = job.spec.owner
+        using[owner] = count + job.spec.request.gpus
+        offer = self._offer(owner)
         if offer is None:
             heappop(turns)
         else:
@@ -168,12 +179,13 @@ class _Rank:
 
     def _offer(self, owner: str) -> tuple[int, float, int, Job] | None:
         """The next job of a notebook as it stands among the turns; None where it has no more."""
-        for job in self._rows[owner]:
-            since = job.queued_mono
-            if owner in self._served:
-                since = max(since, self._served[owner])
-            return self._using[owner], since, job.id, job
-        return None
+        job = next(self._rows[owner], None)
+        if job is None:
+            return None
+        since = job.queued_mono
+        if owner in self._served:
+            since = max(since, self._served[owner])
+        return self._using[owner], since, job.id, job
 
 
 class Patience:

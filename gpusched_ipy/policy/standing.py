@@ -162,6 +162,24 @@ _ENDED = {
 }
 
 
+def always_stands(job: Job) -> bool:
+    """Whether :meth:`Facts.standing` is None for ``job``, whatever the facts are.
+
+    Most jobs are such; of a long line it is asked once of each, not at every decision.
+    """
+    spec, request = job.spec, job.spec.request
+    return not (
+        job.held
+        or job.cancel_requested
+        or job.not_before_mono is not None
+        or request.begin_at is not None
+        or request.after
+        or request.after_any
+        or spec.engine != LOCAL
+        or spec.kind is JobKind.CELL
+    )
+
+
 def kernel_busy() -> WaitReason:
     """The cell's kernel runs something else."""
     return WaitReason(code=WaitCode.KERNEL_BUSY, text="its kernel is busy")
