@@ -4,7 +4,8 @@ Run it with ``python benchmarks/sampler.py [seconds] [--rounds N]``. Real NVML c
 nvidia-ml-py into a library of our own that plays 8 GPUs with 2 processes each, whose memory stays;
 process lists are wanted at 1 Hz, as while a job waits. In each round: one process alone, then three
 that share one reader's readings, both 30 s after the start, when the two that live on them sleep
-(until then they wake each second); and one that reads 8 AMD cards from files like the kernel's.
+(until then they wake each second); three of which each needs every reading, as panels do; and one
+that reads 8 AMD cards from files like the kernel's.
 Figures are CPU time of whole processes, the least and the median of the rounds: a busy machine only
 ever adds. A real driver's own cost is not in them.
 """
@@ -75,12 +76,12 @@ def write_amd(root: Path) -> Path:
     return root
 
 
-def share(folder: Path, seconds: float, detail: Detail, settled_s: float) -> dict[str, Any]:
+def share(given: argparse.Namespace, detail: Detail) -> dict[str, Any]:
     """The share of one core that this process takes; it goes on until its input ends."""
-    monitor = open_monitor(folder)
-    # As the loop of a member whose job waits does.
-    with monitor.wanting("benchmark", 1.0, detail, patient=True):
-        threading.Event().wait(settled_s)
+    monitor, seconds = open_monitor(given.member), given.seconds
+    # Patient as the loop of a member whose job waits, or not, as a panel.
+    with monitor.wanting("benchmark", 1.0, detail, patient=not given.panel):
+        threading.Event().wait(given.settled)
         seen = len(monitor.history(3600))
         cpu, wall = time.process_time(), time.perf_counter()
         threading.Event().wait(seconds)
@@ -97,7 +98,9 @@ def share(folder: Path, seconds: float, detail: Detail, settled_s: float) -> dic
     return result
 
 
-def members(folder: Path, seconds: float, count: int, detail: Detail) -> list[dict[str, Any]]:
+def members(
+    folder: Path, seconds: float, count: int, detail: Detail, *, panels: bool = False
+) -> list[dict[str, Any]]:
     """What each of some processes takes that sample at the same time."""
     running = []
     for _ in range(count):
@@ -105,6 +108,7 @@ def members(folder: Path, seconds: float, count: int, detail: Detail) -> list[di
         argv += ["--detail", detail.name]
         pipe = subprocess.PIPE
         argv += ["--settled", str(SHARED_S if detail is Detail.PROCESSES else SETTLED_S)]
+        argv += ["--panel"] if panels else []
         running.append(subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True))
         time.sleep(0.4)
     results = [json.loads(process.stdout.readline()) for process in running if process.stdout]
@@ -148,6 +152,15 @@ def history_bytes() -> int:
     return size
 
 
+def three(folder: Path, seconds: float, *, panels: bool) -> tuple[list[float], list[float]]:
+    """The share of the one of three that reads, and the shares of those that live on that."""
+    results = members(folder, seconds, 3, Detail.PROCESSES, panels=panels)
+    reads = [result["share"] for result in results if "adopts" not in result["sharing"]]
+    lives = [result["share"] for result in results if "adopts" in result["sharing"]]
+    assert len(reads) == 1, [result["sharing"] for result in results]
+    return reads, lives
+
+
 def report(folder: Path, seconds: float, rounds: int) -> bool:
     """Measure and print; whether all is within the limit."""
     found: dict[str, list[float]] = {}
@@ -158,13 +171,13 @@ def report(folder: Path, seconds: float, rounds: int) -> bool:
             found.setdefault(f"alone, {detail.name.lower()}", []).append(alone["share"])
         (amd,) = members(write_amd(folder / f"c{number}"), seconds, 1, Detail.LOAD)
         found.setdefault("alone, AMD files, load", []).append(amd["share"])
-        three = members(folder / f"b{number}", seconds, 3, Detail.PROCESSES)
-        reads = [result["share"] for result in three if "adopts" not in result["sharing"]]
-        lives = [result["share"] for result in three if "adopts" in result["sharing"]]
-        assert len(reads) == 1, [result["sharing"] for result in three]
+        reads, lives = three(folder / f"b{number}", seconds, panels=False)
         found.setdefault("reads for three, processes", []).extend(reads)
         found.setdefault("lives on its readings", []).extend(lives)
         together.append(sum(reads + lives))
+        reads, lives = three(folder / f"d{number}", seconds, panels=True)
+        found.setdefault("reads for three panels", []).extend(reads)
+        found.setdefault("a panel on its readings", []).extend(lives)
     print(
         f"{GPUS} GPUs with 2 processes each, 1 Hz, {rounds} rounds of {seconds:.0f} s; of a core:"
     )
@@ -187,9 +200,10 @@ def main() -> int:
     parser.add_argument("--member", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--detail", default="PROCESSES", help=argparse.SUPPRESS)
     parser.add_argument("--settled", type=float, default=SETTLED_S, help=argparse.SUPPRESS)
+    parser.add_argument("--panel", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.member is not None:
-        share(given.member, given.seconds, Detail[given.detail], given.settled)
+        share(given, Detail[given.detail])
         return 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

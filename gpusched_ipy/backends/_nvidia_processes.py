@@ -46,9 +46,20 @@ class Identities:
         self.host_pids = in_first_namespace() if host_pids is None else host_pids
         self._proc = str(proc)
         self._known: dict[int, tuple[tuple[int, int], Identity]] = {}
+        self._now: dict[int, Identity] = {}  # as found in this reading
+
+    def begin(self) -> None:
+        """A new reading begins: each pid is asked for once in it, on however many GPUs it is."""
+        self._now.clear()
 
     def find(self, pid: int) -> Identity:
         """Who ``pid`` is; a process that is gone or hidden has no name."""
+        found = self._now.get(pid)
+        if found is None:
+            found = self._now[pid] = self._ask(pid)
+        return found
+
+    def _ask(self, pid: int) -> Identity:
         try:
             entry = os.stat(f"{self._proc}/{pid}")
         except OSError:

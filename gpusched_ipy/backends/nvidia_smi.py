@@ -94,6 +94,7 @@ class NvidiaSmiBackend:
 
     def read(self, detail: Detail = Detail.FULL) -> Snapshot:
         """The GPUs now (with ``LOAD``: at the newest round); never older data as new."""
+        self._identities.begin()
         began = time.perf_counter()
         now = self._clock.now()
         mono, problem = now.mono, None

@@ -97,6 +97,7 @@ class NvmlBackend:
     def read(self, detail: Detail = Detail.FULL, *, watching: bool = False) -> Snapshot:
         """The GPUs now; what went wrong as a whole is the problem of the snapshot."""
         self._watching = watching
+        self._identities.begin()
         began = time.perf_counter()
         now = self._clock.now()
         problem: str | None = None
