@@ -319,7 +319,7 @@ _shown = _Shown()
 
 
 def _label(gpu: Gpu) -> str:
-    return f"GPU {clean(gpu.uuid) if gpu.index is None else gpu.index}"
+    return f"GPU {gpu.number or clean(gpu.uuid)}"
 
 
 def _tell(text: str) -> None:

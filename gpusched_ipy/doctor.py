@@ -178,9 +178,9 @@ def _reading(snapshot: Snapshot | Exception | None, wanted: bool) -> Iterator[Fi
     if snapshot.driver is not None:
         yield Finding(f"    driver {snapshot.driver}")
     for gpu in snapshot.gpus:
-        index = "-" if gpu.index is None else str(gpu.index)
+        number = gpu.number or "-"
         memory = format_bytes(gpu.mem_total_bytes)
-        yield Finding(f"    GPU {index}: {gpu.name}, {memory}, {gpu.uuid}")
+        yield Finding(f"    GPU {number}: {gpu.name}, {memory}, {gpu.uuid}")
         yield from _gpu_faults(gpu, wanted)
     for vendor in sorted({gpu.vendor for gpu in snapshot.gpus}):
         yield from _device_files(vendor, wanted)

@@ -29,16 +29,16 @@ def entry_rows(
     entries: Iterable[Entry],
     now: Instant,
     *,
-    indices: Mapping[str, int | None] | None = None,
+    numbers: Mapping[str, str | None] | None = None,
     starts: Mapping[int, ExpectedStart] | None = None,
 ) -> list[JobRow]:
     """Rows of the queue as a table; see :func:`~gpusched_ipy.view.job_rows`."""
     found: list[JobRow] = []
     for entry in entries:
         if entry.sweep is not None:
-            found.append(_row(entry.sweep, entry.job, now, indices or {}))
+            found.append(_row(entry.sweep, entry.job, now, numbers or {}))
         else:
-            found += job_rows([entry.job], now, indices=indices, starts=starts)
+            found += job_rows([entry.job], now, numbers=numbers, starts=starts)
     return found
 
 
@@ -47,7 +47,7 @@ def folded_rows(
     arrays: Mapping[str, ArrayState],
     now: Instant,
     *,
-    indices: Mapping[str, int | None] | None = None,
+    numbers: Mapping[str, str | None] | None = None,
     starts: Mapping[int, ExpectedStart] | None = None,
 ) -> list[JobRow]:
     """The queue as a table with one row for each sweep, where its first job would stand.
@@ -56,7 +56,7 @@ def folded_rows(
         jobs: what is shown.
         arrays: how each sweep stands as a whole, by its id; members of others are shown singly.
         now: for how long each has been so.
-        indices: the index of each GPU's UUID, where known.
+        numbers: the number of each GPU's UUID, where known.
         starts: when pending jobs are expected to start, where known.
     """
     groups: dict[object, list[Job]] = {}
@@ -67,9 +67,9 @@ def folded_rows(
     rows: list[JobRow] = []
     for key, members in groups.items():
         if isinstance(key, str):
-            rows.append(_row(arrays[key], members[0], now, indices or {}))
+            rows.append(_row(arrays[key], members[0], now, numbers or {}))
         else:
-            rows += job_rows(members, now, indices=indices, starts=starts)
+            rows += job_rows(members, now, numbers=numbers, starts=starts)
     return rows
 
 
@@ -103,14 +103,14 @@ def told(what: str, ids: Sequence[int]) -> list[str]:
     return [f"job {number} {what}" for number in ids]
 
 
-def _row(array: ArrayState, member: Job, now: Instant, indices: Mapping[str, int | None]) -> JobRow:
+def _row(array: ArrayState, member: Job, now: Instant, numbers: Mapping[str, str | None]) -> JobRow:
     since = array.submitted_at if array.ended_at is None else array.ended_at
     return JobRow(
         id=array.reference,
         name=clean(f"{array.name} \u00d7{array.size}", NAME_LIMIT),
         state=counts(array),
         priority=str(array.priority),
-        gpus=", ".join(gpu_label(uuid, indices) for uuid in array.gpus) or UNKNOWN,
+        gpus=", ".join(gpu_label(uuid, numbers) for uuid in array.gpus) or UNKNOWN,
         since=format_duration(now.wall - since),
         why=clean(array.reason or "", REASON_LIMIT),
         owner=clean(member.spec.owner, NAME_LIMIT),

@@ -212,4 +212,4 @@ def _run(
 
 
 def _gpu_name(gpu: Gpu) -> str:
-    return f"GPU {gpu.uuid if gpu.index is None else gpu.index} ({gpu.name})"
+    return f"GPU {gpu.number or gpu.uuid} ({gpu.name})"

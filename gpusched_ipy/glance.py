@@ -71,5 +71,5 @@ def plot_timeline(last: float | str = "24h", *, queue: Queue | None = None) -> F
 
     queue = queue or current_queue()
     now = queue.clock.now().wall
-    indices = {gpu.uuid: gpu.index for gpu in gpus(queue=queue).gpus}
-    return plot(queue.ran_since(now - parse_seconds(last)), indices=indices, now=now)
+    numbers = {gpu.uuid: gpu.number for gpu in gpus(queue=queue).gpus}
+    return plot(queue.ran_since(now - parse_seconds(last)), numbers=numbers, now=now)

@@ -311,7 +311,7 @@ class KernelSession:
 
     def granted(self, claim: Claim) -> None:
         """Show the body its GPUs."""
-        self._labels |= {gpu.uuid: _label(gpu.index, gpu.uuid) for gpu in claim.gpus}
+        self._labels |= {gpu.uuid: _label(gpu.number, gpu.uuid) for gpu in claim.gpus}
         self.several.begins(claim.job)
         self._after.granted |= set(claim.job.gpus)
         self.pin.grant(claim)
@@ -371,7 +371,7 @@ class KernelSession:
             latest = self.monitor.read_now(_READING_S, Detail.LOAD)
             self._labels |= {gpu: gpu for gpu in gpus}
         if latest is not None:
-            self._labels |= {gpu.uuid: _label(gpu.index, gpu.uuid) for gpu in latest.gpus}
+            self._labels |= {gpu.uuid: _label(gpu.number, gpu.uuid) for gpu in latest.gpus}
         return [self._labels.get(gpu, gpu) for gpu in gpus]
 
     def _look_after_all(self, waiting: bool) -> float | None:
@@ -403,5 +403,5 @@ class KernelSession:
         return None
 
 
-def _label(index: int | None, gpu: str) -> str:
-    return f"GPU {index}" if index is not None else gpu
+def _label(number: str | None, gpu: str) -> str:
+    return gpu if number is None else f"GPU {number}"

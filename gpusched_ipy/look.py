@@ -125,9 +125,9 @@ def job_table(
     shown = list(jobs)
     monitor = monitor or Monitor(queue.settings, queue.clock, queue.state.root)
     starts = expected_starts(queue, shown, monitor)
-    indices = _indices(shown, monitor)
+    numbers = _numbers(shown, monitor)
     arrays = queue.arrays(shown) if fold else {}
-    return folded_rows(shown, arrays, queue.clock.now(), indices=indices, starts=starts)
+    return folded_rows(shown, arrays, queue.clock.now(), numbers=numbers, starts=starts)
 
 
 def first_rows(queue: Queue, limit: int, monitor: Monitor) -> tuple[list[JobRow], int]:
@@ -136,13 +136,13 @@ def first_rows(queue: Queue, limit: int, monitor: Monitor) -> tuple[list[JobRow]
     What is behind them is not read, so nothing is said of when they are expected to start.
     """
     entries, total = queue.folded_page(0, limit)
-    indices = _indices([entry.job for entry in entries], monitor)
-    return entry_rows(entries, queue.clock.now(), indices=indices), total
+    numbers = _numbers([entry.job for entry in entries], monitor)
+    return entry_rows(entries, queue.clock.now(), numbers=numbers), total
 
 
-def _indices(jobs: Iterable[Job], monitor: Monitor) -> Mapping[str, int | None]:
-    """The index of each GPU's UUID, where one of these jobs has a GPU and a quick reading tells."""
+def _numbers(jobs: Iterable[Job], monitor: Monitor) -> Mapping[str, str | None]:
+    """The number of each GPU's UUID, where one of these jobs has one and a quick reading tells."""
     if not any(job.gpus for job in jobs):
         return {}
     snapshot = monitor.latest() or monitor.read_now(1.0, Detail.LOAD)
-    return {gpu.uuid: gpu.index for gpu in snapshot.gpus}
+    return {gpu.uuid: gpu.number for gpu in snapshot.gpus}

@@ -160,7 +160,7 @@ JOB_OPTIONS: tuple[Option, ...] = (
     Option(
         ("--gpu-type", "--on-gpu"),
         parse_gpu_type,
-        "only on such a GPU: name, UUID, index or MIG profile",
+        "only on such a GPU: name, UUID, number (0, a MIG instance 0:1) or MIG profile",
         "GPU",
     ),
     Option(("--after",), parse_references, "only after these jobs have completed", "JOB,…"),

@@ -210,7 +210,7 @@ def parse_share(text: object) -> int:
 
 
 def parse_gpu_type(text: object) -> str:
-    """A name, UUID, index or MIG profile of a GPU.
+    """A name, UUID, number or MIG profile of a GPU.
 
     Raises:
         UserError: it is empty.

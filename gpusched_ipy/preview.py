@@ -216,8 +216,8 @@ def _expected(
         labels = []
         for uuid in start.gpus:
             gpu = snapshot.gpu(uuid)
-            known = gpu is not None and gpu.index is not None
-            labels.append(f"GPU {gpu.index} ({clean(gpu.name)})" if gpu and known else uuid)
+            known = gpu is not None and gpu.number is not None
+            labels.append(f"GPU {gpu.number} ({clean(gpu.name)})" if gpu and known else uuid)
         return Expected(spec=spec, gpus=start.gpus, labels=tuple(labels), start=_at(wall))
     reason = decision.reasons.get(number)
     begins = reason is not None and reason.code is WaitCode.BEGIN_TIME

@@ -143,13 +143,13 @@ def _gpus(scene: Scene) -> list[RenderableType]:
 
 
 def _gpu_cells(scene: Scene, gpu: Gpu, row: GpuRow | None) -> list[Text]:
-    index = "GPU" if gpu.index is None else f"GPU {gpu.index}"
+    title = "GPU" if gpu.number is None else f"GPU {gpu.number}"
     used, total = gpu.mem_used_bytes, gpu.mem_total_bytes
     share = used / total if used is not None and total else None
     fresh = row is not None
     utilization = row.utilization if row else UNKNOWN
     cells = [
-        Text(index, style="bold"),
+        Text(title, style="bold"),
         Text(row.name if row else clean(gpu.name, 60)),
         _bar(scene, "use", gpu.utilization if fresh else None, utilization, "blue"),
         _bar(scene, "mem", share if fresh else None, row.memory if row else UNKNOWN, "yellow"),
@@ -251,8 +251,8 @@ def _queue(scene: Scene, entries: Sequence[Entry]) -> Table:
             ratio=_RATIO.get(key),
             justify="right" if key in ("id", "priority") else "left",
         )
-    indices = {gpu.uuid: gpu.index for gpu in scene.gpus}
-    rows = entry_rows(entries, scene.now, indices=indices, starts=scene.starts)
+    numbers = {gpu.uuid: gpu.number for gpu in scene.gpus}
+    rows = entry_rows(entries, scene.now, numbers=numbers, starts=scene.starts)
     for entry, row in zip(entries, rows, strict=True):
         chosen = entry.key == scene.selected
         if entry.member:

@@ -62,6 +62,7 @@ class Gpu:
     vendor: str = "unknown"  # "nvidia", "apple", "amd", "intel", "fake"
     bus_id: str | None = None
     parent: str | None = None
+    instance: int | None = None  # of a MIG instance: which one of its card's
     health: Health = Health.OK
     health_text: str | None = None
     utilization: float | None = None
@@ -82,6 +83,13 @@ class Gpu:
     # or below the limit of the settings (None and 0: the last reading was above it or unknown).
     quiet_s: float | None = None
     quiet_samples: int = 0
+
+    @property
+    def number(self) -> str | None:
+        """What people call it: ``0``, a MIG instance on it ``0:1`` (as containers do); or None."""
+        if self.index is None or self.instance is None:
+            return None if self.index is None else str(self.index)
+        return f"{self.index}:{self.instance}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,7 +79,7 @@ def job_rows(
     jobs: Iterable[Job],
     now: Instant,
     *,
-    indices: Mapping[str, int | None] | None = None,
+    numbers: Mapping[str, str | None] | None = None,
     starts: Mapping[int, ExpectedStart] | None = None,
 ) -> list[JobRow]:
     """The queue as a table, in the order of ``jobs``.
@@ -87,15 +87,15 @@ def job_rows(
     Args:
         jobs: what is shown.
         now: for how long each has been so.
-        indices: the index of each GPU's UUID, where known; a UUID is shown otherwise.
+        numbers: the number of each GPU's UUID, where known; a UUID is shown otherwise.
         starts: when pending jobs are expected to start, where known.
     """
     expected = starts or {}
-    return [_job_row(job, now, indices or {}, expected.get(job.id)) for job in jobs]
+    return [_job_row(job, now, numbers or {}, expected.get(job.id)) for job in jobs]
 
 
 def _job_row(
-    job: Job, now: Instant, indices: Mapping[str, int | None], start: ExpectedStart | None
+    job: Job, now: Instant, numbers: Mapping[str, str | None], start: ExpectedStart | None
 ) -> JobRow:
     state = "held" if job.held and job.state is JobState.PENDING else str(job.state)
     if job.cancel_requested and not job.ended:
@@ -106,7 +106,7 @@ def _job_row(
         name=clean(titled(job), NAME_LIMIT),
         state=state,
         priority=str(job.priority),
-        gpus=", ".join(gpu_label(uuid, indices) for uuid in shown) or UNKNOWN,
+        gpus=", ".join(gpu_label(uuid, numbers) for uuid in shown) or UNKNOWN,
         since=format_duration(now.wall - _since(job)),
         why=_why(job, now, start),
         owner=clean(job.spec.owner, NAME_LIMIT),
@@ -127,10 +127,10 @@ def titled(job: Job) -> str:
     return f"{job.name} {label(job.spec.sweep)}".rstrip()
 
 
-def gpu_label(uuid: str, indices: Mapping[str, int | None]) -> str:
-    """What people call a GPU: its index, where known."""
-    index = indices.get(uuid)
-    return clean(uuid, NAME_LIMIT) if index is None else str(index)
+def gpu_label(uuid: str, numbers: Mapping[str, str | None]) -> str:
+    """What people call a GPU: its number, where known."""
+    number = numbers.get(uuid)
+    return clean(uuid, NAME_LIMIT) if number is None else number
 
 
 def _since(job: Job) -> float:
@@ -195,7 +195,7 @@ def _gpu_row(gpu: Gpu, old: str, jobs: Mapping[int, str], members: Mapping[str, 
     else:
         lines = tuple(process_line(item, jobs, members) for item in gpu.processes)
     return GpuRow(
-        number=UNKNOWN if gpu.index is None else str(gpu.index),
+        number=gpu.number or UNKNOWN,
         name=name,
         utilization=format_percent(gpu.utilization) + old,
         memory=format_memory(gpu.mem_used_bytes, gpu.mem_total_bytes),

@@ -374,6 +374,7 @@ def test_mig_instances_are_the_gpus(
     assert one.processes is not None
     assert [item.pid for item in one.processes] == [4000001]
     assert (two.uuid, two.mem_used_bytes, two.processes) == ("MIG-two", 13 * MIB, ())
+    assert (one.number, two.number) == ("0:0", "0:1"), "their names are the same"
 
 
 def test_mig_without_an_instance_is_no_place_for_a_job(

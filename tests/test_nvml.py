@@ -293,13 +293,14 @@ def test_mig_instances_are_the_gpus_and_their_card_is_not(
 ) -> None:
     fake.set(_mig_state())
     first, second, plain = backend.read(Detail.FULL).gpus
-    assert (first.uuid, first.parent, first.index) == ("MIG-a", "GPU-card", 0)
+    assert (first.uuid, first.parent, first.number) == ("MIG-a", "GPU-card", "0:0")
     assert first.name == "NVIDIA H100 MIG 3g.40gb"
     assert (first.utilization, first.power_w, first.temperature_c) == (None, None, 50)
     assert (first.mem_used_bytes, first.mem_total_bytes) == (7 * GIB, 40 * GIB)
     assert first.processes is not None
     assert [item.pid for item in first.processes] == [4000001]
     assert (second.uuid, second.parent, second.processes) == ("MIG-b", "GPU-card", ())
+    assert second.number == "0:2", "two of one profile are told apart"
     assert "MIG" in second.name
     assert (plain.uuid, plain.parent, plain.utilization) == ("GPU-plain", None, 0.03)
 

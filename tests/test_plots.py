@@ -108,7 +108,7 @@ def test_timeline_has_a_line_for_each_gpu_and_a_bar_for_each_job_on_it() -> None
             gpus=(),
         ),
     ]
-    figure = plot_timeline(jobs, indices={"GPU-0": 0, "GPU-1": 1}, now=NOW + 100)
+    figure = plot_timeline(jobs, numbers={"GPU-0": "0", "GPU-1": "1"}, now=NOW + 100)
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["GPU 0", "GPU 1"]
     assert len(axes.collections) == 4

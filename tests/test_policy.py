@@ -315,6 +315,11 @@ def test_parent_card_is_never_given() -> None:
     assert started(decision) == {1: ("MIG-1",), 2: ("MIG-2",)}
     assert started(run([job(on_gpu="1g.5gb")], card, *parts)) == {1: ("MIG-1",)}
     assert started(run([job(on_gpu="GPU-card")], card, *parts)) == {1: ("MIG-1",)}
+    twins = [replace(part, index=0, instance=n) for n, part in enumerate(parts)]
+    assert started(run([job(on_gpu="0:1")], card, *twins)) == {1: ("MIG-2",)}
+    assert started(run([job(1, on_gpu="0"), job(2, on_gpu="0")], card, *twins)) == {
+        1: ("MIG-1",), 2: ("MIG-2",),
+    }  # fmt: skip
     # CUDA shows a process one instance at most.
     assert run([job(gpus=2)], card, *parts).reasons[1].code is WaitCode.TOO_BIG
 

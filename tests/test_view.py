@@ -110,6 +110,12 @@ BUSY = Gpu(
 )
 BLIND = Gpu(uuid="MIG-b", parent="GPU-a", health=Health.LOST)
 
+
+def test_instances_of_one_profile_are_told_apart_by_their_numbers() -> None:
+    twins = tuple(Gpu(uuid=f"MIG-{n}", index=2, instance=n, name="A100 MIG 1g.5gb") for n in (0, 1))
+    assert [row.number for row in gpu_rows(make_snapshot(*twins), NOW)] == ["2:0", "2:1"]
+
+
 text = st.text(st.characters(codec=None, exclude_categories=()), max_size=40)
 
 
@@ -476,7 +482,7 @@ def test_process_lines(process: GpuProcess, line: str) -> None:
     ],
 )
 def test_job_rows(changes: dict[str, Any], row: tuple[str, ...]) -> None:
-    (shown,) = job_rows([make_job(**changes)], NOW, indices={"GPU-a": 1, "GPU-z": None})
+    (shown,) = job_rows([make_job(**changes)], NOW, numbers={"GPU-a": "1", "GPU-z": None})
     assert (shown.state, shown.gpus, shown.since, shown.why) == row
     assert (shown.id, shown.name, shown.priority) == ("12", "train", "3")
 

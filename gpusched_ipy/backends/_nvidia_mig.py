@@ -36,6 +36,7 @@ def instances(
             vendor="nvidia",
             bus_id=row.bus_id,
             parent=row.uuid,
+            instance=item.index,
             mem_used_bytes=by_number[item.index].mem_used_bytes,
             mem_total_bytes=by_number[item.index].mem_total_bytes,
             mem_reserved_bytes=by_number[item.index].mem_reserved_bytes,

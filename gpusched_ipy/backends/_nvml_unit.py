@@ -72,6 +72,7 @@ class Facts:
     name: str
     bus_id: str | None
     parent: str | None = None
+    instance: int | None = None
     compute_mode: str | None = None
 
     def gpu(self, health: Health, text: str) -> Gpu:
@@ -83,6 +84,7 @@ class Facts:
             vendor="nvidia",
             bus_id=self.bus_id,
             parent=self.parent,
+            instance=self.instance,
             health=health,
             health_text=text,
         )
@@ -238,6 +240,7 @@ class Unit:
             vendor="nvidia",
             bus_id=facts.bus_id,
             parent=facts.parent,
+            instance=facts.instance,
             utilization=utilization,
             utilization_window_s=None if utilization is None else WINDOW_S,
             mem_used_bytes=used,

@@ -119,6 +119,7 @@ def _gpu(entry: Mapping[str, Any], position: int) -> Gpu:
     return Gpu(
         uuid=_uuid(entry, position),
         index=int(entry.get("index", position)),
+        instance=None if entry.get("instance") is None else int(entry["instance"]),
         name=str(entry.get("name", "Fake GPU")),
         vendor="fake",
         health=Health(entry.get("health", "ok")),

@@ -290,6 +290,7 @@ class NvmlBackend:
             name=name if "MIG" in name else f"{name} MIG {slot}",
             bus_id=card.bus_id,
             parent=card.uuid,
+            instance=slot,
             compute_mode=card.compute_mode,
         )
 

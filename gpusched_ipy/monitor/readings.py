@@ -40,7 +40,7 @@ from gpusched_ipy.statedir import create_private, open_existing, open_private
 
 _log = logging.getLogger(__name__)
 
-SCHEMA = 3
+SCHEMA = 4
 # Two boots of one machine differ by more than this in (wall clock - monotonic clock).
 BOOT_TOLERANCE_S = 5.0
 TOUCH_S = 5.0  # how often a process that lives on others' readings says so

@@ -174,7 +174,7 @@ def _gpu_entry(gpu: Gpu, page: JobPage, members: Mapping[str, str]) -> dict[str,
         note = clean(f"{note}: {gpu.health_text}", REASON_LIMIT)
     return {
         "key": gpu.uuid,
-        "index": gpu.index,
+        "index": gpu.number,
         "name": clean(gpu.name, NAME_LIMIT),
         "total": gpu.mem_total_bytes,
         "limit": gpu.power_limit_w,

@@ -96,14 +96,14 @@ def plot_usage(
 def plot_timeline(
     jobs: Sequence[Job],
     *,
-    indices: Mapping[str, int | None] | None = None,
+    numbers: Mapping[str, str | None] | None = None,
     now: float | None = None,
 ) -> Figure:
     """Who ran when: one line for each GPU, one bar for each job.
 
     Args:
         jobs: those that have started are drawn.
-        indices: the index of each GPU's UUID, where known.
+        numbers: the number of each GPU's UUID, where known.
         now: where the bars of running jobs end, wall clock in s; the present when None.
 
     Raises:
@@ -115,14 +115,14 @@ def plot_timeline(
     now = datetime.now().timestamp() if now is None else now  # noqa: DTZ005 - only its timestamp
     uuids = sorted(
         {uuid for job in started for uuid in job.gpus},
-        key=lambda uuid: ((indices or {}).get(uuid) is None, (indices or {}).get(uuid) or 0, uuid),
+        key=lambda uuid: (_place((numbers or {}).get(uuid)), uuid),
     )
     figure = _figure(0.55 * len(uuids) + 1.15)
     axes = figure.add_subplot()
     start = min(job.started_at or now for job in started)
     for line, uuid in enumerate(uuids):
         _bars(axes, [job for job in started if uuid in job.gpus], line, start, now)
-    axes.set_yticks(range(len(uuids)), [_gpu_label(uuid, indices or {}) for uuid in uuids])
+    axes.set_yticks(range(len(uuids)), [_gpu_label(uuid, numbers or {}) for uuid in uuids])
     axes.set_ylim(len(uuids) - 0.5, -0.5)
     axes.set_xlim(_num(start), _num(max(now, start + 1)))
     axes.grid(axis="x", alpha=0.25)
@@ -130,6 +130,11 @@ def plot_timeline(
     _time_axis(axes, start)
     _legend(figure, [], started)
     return figure
+
+
+def _place(number: str | None) -> tuple[float, ...]:
+    """Where a GPU of that number stands: 2 before 10, an instance after those before it."""
+    return (math.inf,) if number is None else tuple(float(part) for part in number.split(":"))
 
 
 def _figure(height: float) -> Figure:
@@ -142,7 +147,7 @@ def _gpus_of(snapshots: Sequence[Snapshot], wanted: Collection[str] | None) -> l
     """Each GPU as it was read last, in order of its index."""
     found = {gpu.uuid: gpu for snapshot in snapshots for gpu in snapshot.gpus}
     kept = [gpu for uuid, gpu in found.items() if wanted is None or uuid in wanted]
-    return sorted(kept, key=lambda gpu: (gpu.index is None, gpu.index or 0, gpu.uuid))
+    return sorted(kept, key=lambda gpu: (_place(gpu.number), gpu.uuid))
 
 
 def _draw_usage(axes: Axes, snapshots: Sequence[Snapshot], gpu: Gpu) -> None:
@@ -154,8 +159,8 @@ def _draw_usage(axes: Axes, snapshots: Sequence[Snapshot], gpu: Gpu) -> None:
     axes.set_ylabel("utilization (%)", color=UTILIZATION)
     axes.set_yticks([0, 50, 100])
     axes.grid(alpha=0.25)
-    index = "" if gpu.index is None else f" {gpu.index}"
-    axes.set_title(f"GPU{index} · {clean(gpu.name, _NAME_LIMIT)}", fontsize="medium", loc="left")
+    number = "" if gpu.number is None else f" {gpu.number}"
+    axes.set_title(f"GPU{number} · {clean(gpu.name, _NAME_LIMIT)}", fontsize="medium", loc="left")
     memory = axes.twinx()
     memory.plot(times, used, color=MEMORY, linewidth=1.3, linestyle="--")
     memory.set_ylabel("memory used (GiB)", color=MEMORY)
@@ -272,9 +277,9 @@ def _time_axis(axes: Axes, start: float) -> None:
     axes.set_xlabel(f"time ({zone:%Y-%m-%d}, {zone.tzname()})")
 
 
-def _gpu_label(uuid: str, indices: Mapping[str, int | None]) -> str:
-    index = indices.get(uuid)
-    return clean(uuid, 16) if index is None else f"GPU {index}"
+def _gpu_label(uuid: str, numbers: Mapping[str, str | None]) -> str:
+    number = numbers.get(uuid)
+    return clean(uuid, 16) if number is None else f"GPU {number}"
 
 
 def _num(wall: float) -> float:

@@ -33,7 +33,7 @@ def still_text(snapshot: Snapshot | None, page: JobPage, now: Instant) -> str:
     lines.append(f"Queue: {_counts(page)}")
     lines += [
         f"  #{job.id} {job.name} · {job.state} · priority {job.priority} · {job.why}"
-        for job in entry_rows(page.rows[:_TEXT_ROWS], now, indices=_indices(snapshot))
+        for job in entry_rows(page.rows[:_TEXT_ROWS], now, numbers=_gpu_numbers(snapshot))
     ]
     if page.total > _TEXT_ROWS:
         lines.append(f"  and {page.total - _TEXT_ROWS} more")
@@ -153,7 +153,7 @@ def _span(job: Job, lane: int, now: float) -> str:
 def _queue_table(page: JobPage, snapshot: Snapshot | None, now: Instant) -> str:
     more = page.total - min(len(page.rows), _HTML_ROWS)
     told = _counts(page) + (f" · {more} more are not shown" if more > 0 else "")
-    rows = entry_rows(page.rows[:_HTML_ROWS], now, indices=_indices(snapshot))
+    rows = entry_rows(page.rows[:_HTML_ROWS], now, numbers=_gpu_numbers(snapshot))
     table = html_table(JOB_COLUMNS, rows, numeric=("id", "priority")) if rows else ""
     return f"<p><b>Queue</b>: {escape(told)}</p>{table}"
 
@@ -165,12 +165,12 @@ def _counts(page: JobPage) -> str:
     return f"{told} · drained, nothing new starts" if page.drained else told
 
 
-def _indices(snapshot: Snapshot | None) -> dict[str, int | None]:
-    return {gpu.uuid: gpu.index for gpu in snapshot.gpus} if snapshot else {}
+def _gpu_numbers(snapshot: Snapshot | None) -> dict[str, str | None]:
+    return {gpu.uuid: gpu.number for gpu in snapshot.gpus} if snapshot else {}
 
 
 def _title(gpu: Gpu) -> str:
-    return f"GPU {gpu.name}" if gpu.index is None else f"GPU {gpu.index} {gpu.name}"
+    return f"GPU {gpu.name}" if gpu.number is None else f"GPU {gpu.number} {gpu.name}"
 
 
 def _numbers(row: GpuRow) -> str:

@@ -24,8 +24,8 @@ _KINDS = {
 
 
 def gpu_label(gpu: Gpu) -> str:
-    """``GPU 0``, or its UUID where it has no index."""
-    return f"GPU {gpu.uuid if gpu.index is None else gpu.index}"
+    """``GPU 0``, or its UUID where it has no number."""
+    return f"GPU {gpu.number or gpu.uuid}"
 
 
 def broken(gpu: Gpu) -> WaitReason:

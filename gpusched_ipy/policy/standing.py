@@ -186,12 +186,12 @@ def kernel_busy() -> WaitReason:
 
 
 def matching(on_gpu: str, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
-    """The GPUs that ``on_gpu`` means: a UUID (a card's stands for its instances), an index, or a
+    """The GPUs that ``on_gpu`` means: a UUID or a number (a card's stands for its instances), or a
     part of the name (a MIG profile is one), in this order."""
     wanted = on_gpu.strip().casefold()
     tests: tuple[Callable[[Gpu], bool], ...] = (
         lambda gpu: wanted in (gpu.uuid.casefold(), (gpu.parent or "").casefold()),
-        lambda gpu: wanted == str(gpu.index),
+        lambda gpu: wanted in (str(gpu.index), gpu.number),
         lambda gpu: wanted in gpu.name.casefold(),
     )
     for fits in tests:
