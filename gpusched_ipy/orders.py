@@ -50,7 +50,9 @@ def send(channel: socket.socket, said: Mapping[str, Any], fds: Sequence[int]) ->
     """
     line = encoded(said)
     sent = socket.send_fds(channel, [line], fds)
-    channel.sendall(line[sent:])
+    # Who has it whole may have obeyed and closed already: sending nothing more would fail then.
+    if sent < len(line):
+        channel.sendall(line[sent:])
 
 
 def encoded(said: Mapping[str, Any] | None) -> bytes:

@@ -93,10 +93,11 @@ class Supervision:
             time.sleep(_AFTERWARDS_S)
         self._membership.leave()
         # Not before the next job has heard of it: it costs milliseconds on some disks.
-        with suppress(OSError, StoreError):
+        with suppress(OSError):
             self._store.sync()
-            self._store.checkpoint()
         call_agent(self._store)
+        with suppress(StoreError):
+            self._store.checkpoint()
 
     def _until_it_ends(
         self, child: subprocess.Popen[bytes], log: LogCap, later: ExitStack

@@ -22,6 +22,7 @@ from gpusched_ipy.agent import ask_to_leave, running_agent
 from gpusched_ipy.interpreter import ParkedInterpreter, matters_early, recipe
 from gpusched_ipy.job import JobKind, JobState
 from gpusched_ipy.locks import log_is_held
+from gpusched_ipy.orders import Orders
 from gpusched_ipy.output import create_log
 from gpusched_ipy.parcel import Parcel
 from gpusched_ipy.process import python_argv
@@ -43,6 +44,17 @@ def parked() -> list[psutil.Process]:
         with suppress(psutil.Error):
             shim = process.parent()
             if WAITS in " ".join(process.cmdline()) and shim and root in shim.cmdline():
+                found.append(process)
+    return found
+
+
+def shims() -> list[psutil.Process]:
+    """All shims of this test."""
+    root, found = os.environ["GPUSCHED_STATE_DIR"], []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            if root in words and "gpusched_ipy.shim" in " ".join(words):
                 found.append(process)
     return found
 
@@ -119,6 +131,8 @@ def test_a_job_cannot_tell_that_its_python_had_waited(
         assert ".lock" in said["held"]  # what it starts keeps its GPU
         found.append(_without_its_own(said, handle.id))
         agent_leaves(queue)
+        # The job's shim may start the next agent, as this one was set.
+        wait_until(lambda: not shims(), what="the shims have left")
     assert found[0] == found[1]
     assert found[0]["env"]["CANARY"] == "secret"
 
@@ -375,6 +389,23 @@ def test_a_stopped_one_is_the_process_of_the_job(
     assert child.wait(timeout=60) == 1  # there is no such call
     assert not log_is_held(log)
     assert b"the call is gone" in log.read_bytes()
+
+
+def test_who_obeys_at_once_and_hangs_up_has_been_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken for untold it would be killed in its work, and the job begun a second time."""
+    ours, theirs = socket.socketpair()
+    real = socket.send_fds
+
+    def send_fds(channel: socket.socket, lines: list[bytes], fds: tuple[int, ...]) -> int:
+        sent = real(channel, lines, fds)
+        with theirs:
+            assert Orders(theirs).receive() == {"arguments": []}
+            theirs.sendall(interpreter.BEGUN)
+        return sent
+
+    monkeypatch.setattr(socket, "send_fds", send_fds)
+    with ours:
+        assert interpreter._told(ours, {"arguments": []}, ())
 
 
 def test_it_leaves_when_nobody_can_give_it_an_order(waiting: ParkedInterpreter) -> None:
