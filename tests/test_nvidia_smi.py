@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -316,6 +317,21 @@ def test_an_unknown_list_is_none_and_an_empty_one_is_empty(
     assert only(container, Detail.PROCESSES).processes is None
     smi.change(unknown=["process_name"])
     assert only(make(), Detail.PROCESSES).processes is None
+
+
+def test_each_reading_asks_anew_who_a_process_is(
+    smi: FakeSmi, make: Callable[..., NvidiaSmiBackend]
+) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    app = {"gpu_uuid": "GPU-a", "pid": child.pid, "used_gpu_memory": "1 MiB", "process_name": "x"}
+    smi.change(apps=[app])
+    backend, users = make(), []
+    for _ in range(2):
+        (listed,) = only(backend, Detail.PROCESSES).processes or ()
+        users.append(listed.user)
+        child.communicate()
+    assert users[0]
+    assert users[1] is None, "it has ended, and its pid may be another's"
 
 
 def test_pids_of_another_machine_are_not_looked_up(

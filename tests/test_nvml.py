@@ -773,6 +773,19 @@ def test_a_pid_given_out_again_is_somebody_else(monkeypatch: pytest.MonkeyPatch)
     assert looked == [77, 77]
 
 
+def test_each_reading_asks_anew_who_a_process_is(fake: FakeNvml, backend: NvmlBackend) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    fake.set({"gpu.0.uuid": "GPU-fake-0", "gpu.0.proc": [f"{child.pid}:{GIB}:C"]})
+    names = []
+    for _ in range(2):
+        (gpu,) = backend.read(Detail.FULL).gpus
+        assert gpu.processes is not None
+        names.append(gpu.processes[0].name)
+        child.communicate()
+    assert names[0]
+    assert names[1] is None, "it has ended, and its pid may be another's"
+
+
 def test_a_process_that_is_gone_has_no_name() -> None:
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     child.wait()

@@ -762,6 +762,14 @@ def test_a_handle_of_a_purged_job_shows_itself(queue: Queue) -> None:
     assert handle._repr_html_() is None
 
 
+def test_the_shim_of_a_job_that_runs_stands_in_the_record(queue: Queue) -> None:
+    job = queue.submit(["sleep", "600"])
+    wait_until(lambda: "shim" in queue.store.member_kinds().values(), what="its shim is known")
+    queue.cancel(job.id)
+    queue.wait(job.id, timeout=60)
+    wait_until(lambda: "shim" not in queue.store.member_kinds().values(), what="it has left")
+
+
 def test_a_shim_that_leaves_has_moved_the_end_of_its_job_into_the_file(
     queue: Queue, tmp_path: Path
 ) -> None:

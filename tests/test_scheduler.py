@@ -132,12 +132,14 @@ def test_the_end_that_a_shim_tells_and_the_next_start_are_one_write(bench: Bench
     wait_until(lambda: bench.started() == [first.id])
     answers: list[bool] = []
     bench.scheduler.ended(told_end(bench, bench.runner.started[0], answers, exit_code=0))
+    rang = bench.store.state.bell.stat().st_mtime_ns
     written: list[str] = []
     bench.store._db.set_trace_callback(written.append)
     assert bench.started() == [first.id, second.id]
     bench.store._db.set_trace_callback(None)
     assert answers == [True]
     assert written.count("COMMIT") == 1
+    assert bench.store.state.bell.stat().st_mtime_ns > rang, "others hear of it too"
     ended = bench.store.job(first.id)
     assert (ended.state, ended.exit_code) == (JobState.COMPLETED, 0)
     # The rest of the round is made up for: why the third one still waits.
